@@ -1,0 +1,18 @@
+//! The generated messages and services of `proto/lorikeet/link/v1/link.proto`.
+
+#![expect(clippy::all, reason = "generated code is not ours to style")]
+tonic::include_proto!("lorikeet.link.v1");
+
+/// Spoken by this build. A peer one version away is accepted.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Largest gRPC message either side accepts, in bytes: a snapshot chunk plus its frame.
+pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
+
+/// A snapshot is cut into chunks whose payloads sum to at most this, in bytes.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+
+/// True when `peer` can be spoken to: equal, or one version forwards or back.
+pub fn is_compatible(peer: u32) -> bool {
+    peer.abs_diff(PROTOCOL_VERSION) <= 1 && peer > 0
+}

@@ -1,0 +1,22 @@
+//! Adapters on their way from object storage to the device.
+
+use lorikeet_contract::{AdapterDigest, ArtifactDigest, TenantId};
+
+/// Identity of an adapter on a node. The tenant is part of it: identical uploads of two tenants
+/// share nothing, neither bytes nor timing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterKey {
+    pub tenant: TenantId,
+    pub digest: AdapterDigest,
+}
+
+/// What a node must know before it loads an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterManifest {
+    pub key: AdapterKey,
+    pub object_key: String,
+    /// Of the packed file.
+    pub bytes: u64,
+    pub artifact_digest: ArtifactDigest,
+    pub max_rank: u32,
+}

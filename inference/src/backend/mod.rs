@@ -1,0 +1,138 @@
+//! What executes a step: the CPU, a GPU, or a simulation. The engine speaks only this trait.
+//!
+//! `submit` and `collect` are apart so that a device can run one step ahead of the host: the input
+//! token of a row may then still be on the device ([`Input::PreviousSample`]).
+
+pub mod batch;
+
+use crate::adapters::AdapterKey;
+use lorikeet_contract::adapter::ArtifactHeader;
+use std::sync::Arc;
+
+pub use batch::{
+    Input, LogitsWanted, SampleRequest, SampledToken, SequenceOutput, SequenceStep, StepBatch,
+    StepOutput,
+};
+
+/// An adapter's place in device memory. The generation changes each time the index is given to
+/// another adapter, so that a stale slot is noticed instead of read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterSlot {
+    pub index: u32,
+    pub generation: u32,
+}
+
+/// Identifies a submitted step. Steps are collected in the order in which they were submitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepTicket(pub u64);
+
+/// What the engine may use of a backend. Constant for its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// Physical KV blocks.
+    pub num_blocks: u32,
+    /// Tokens a block holds.
+    pub block_size: u32,
+    /// Bytes for adapters on the device, each at its true rank.
+    pub adapter_bytes: u64,
+    /// Adapter slots. Bytes run out first; this bounds the descriptor tables.
+    pub max_slots: u32,
+    /// Largest number of rows (token positions) of one step.
+    pub max_rows: u32,
+    /// Steps that may be submitted and not yet collected: 1, or 2 to run one ahead.
+    pub pipeline_depth: u32,
+}
+
+/// A verified adapter in host memory: the packed file's bytes and its parsed header.
+pub struct HostAdapter {
+    pub key: AdapterKey,
+    pub header: ArtifactHeader,
+    /// The whole file; the header's offsets index it. In pinned memory where the backend asks for it.
+    pub data: Box<dyn HostBuffer>,
+}
+
+/// Memory that an adapter's bytes are read into; a backend decides where it comes from.
+pub trait HostBuffer: Send + Sync {
+    fn as_slice(&self) -> &[u8];
+    fn as_mut_slice(&mut self) -> &mut [u8];
+}
+
+/// Hands out host memory for adapters: ordinary for the CPU, page-locked for a GPU.
+pub trait HostAllocator: Send + Sync {
+    fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBuffer>, BackendError>;
+}
+
+/// The end of an upload begun with [`Backend::begin_upload`].
+#[derive(Debug)]
+pub struct UploadDone {
+    pub slot: AdapterSlot,
+    pub result: Result<(), BackendError>,
+}
+
+/// Errors of a backend. `Adapter` concerns one adapter; `Device` ends the engine.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BackendError {
+    #[error("the adapter cannot be placed on the device: {0}")]
+    Adapter(String),
+    #[error("out of {what}: {bytes} bytes were asked for")]
+    OutOfMemory { what: &'static str, bytes: u64 },
+    #[error("device error: {0}")]
+    Device(String),
+}
+
+/// Executes steps. Owned by the engine thread; every call returns without waiting for I/O.
+pub trait Backend: Send {
+    /// cpu, cuda or sim.
+    fn name(&self) -> &'static str;
+
+    fn capacity(&self) -> Capacity;
+
+    fn host_allocator(&self) -> Arc<dyn HostAllocator>;
+
+    /// Bytes the adapter will occupy on the device, at its true rank.
+    fn adapter_bytes(&self, header: &ArtifactHeader) -> u64;
+
+    /// Starts to place an adapter into a slot that no submitted step reads. Ends in exactly one
+    /// [`UploadDone`]; the slot may appear in a batch only after a successful one.
+    fn begin_upload(
+        &mut self,
+        slot: AdapterSlot,
+        adapter: Arc<HostAdapter>,
+    ) -> Result<(), BackendError>;
+
+    /// Uploads that ended since the last call. Never blocks.
+    fn poll_uploads(&mut self, done: &mut Vec<UploadDone>);
+
+    /// Frees a slot. No step submitted and not collected may read it.
+    fn evict(&mut self, slot: AdapterSlot);
+
+    /// Starts a step. The batch has been checked: slots are live, blocks belong to their sequence.
+    fn submit(&mut self, batch: &StepBatch) -> Result<StepTicket, BackendError>;
+
+    /// Waits for the oldest submitted step.
+    fn collect(&mut self, ticket: StepTicket) -> Result<StepOutput, BackendError>;
+}
+
+/// Host memory from the ordinary allocator.
+pub struct HeapAllocator;
+
+impl HostBuffer for Vec<u8> {
+    fn as_slice(&self) -> &[u8] {
+        self
+    }
+    fn as_mut_slice(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+impl HostAllocator for HeapAllocator {
+    fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBuffer>, BackendError> {
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(bytes).map_err(|_| BackendError::OutOfMemory {
+            what: "host memory for adapters",
+            bytes: bytes as u64,
+        })?;
+        buffer.resize(bytes, 0);
+        Ok(Box::new(buffer))
+    }
+}

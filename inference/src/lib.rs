@@ -1,0 +1,9 @@
+//! The node: it holds one base model, pages adapters from object storage to disk, host memory and
+//! device slots, and answers customers by itself.
+
+pub mod adapters;
+pub mod backend;
+pub mod engine;
+pub mod kv;
+pub mod model;
+pub mod sampling;

@@ -1,0 +1,5 @@
+//! The base model: configuration, weights, tokenizer and chat template.
+
+pub mod weights;
+
+pub use weights::{LayerWeights, Matrix, ModelConfig, ModelWeights};

@@ -449,7 +449,7 @@ declare t text;
 begin
   foreach t in array array['membership', 'api_key', 'adapter', 'adapter_version', 'artifact', 'alias',
                            'upload', 'upload_part', 'usage_event', 'usage_event_default',
-                           'usage_hourly', 'audit'] loop
+                           'usage_hourly', 'audit', 'revocation'] loop
     execute format('alter table %I enable row level security, force row level security', t);
     execute format('create policy tenant_rows on %I to lk_app using (tenant_id = (select app_tenant()))
                     with check (tenant_id = (select app_tenant()))', t);
@@ -480,6 +480,9 @@ create policy ingest_rows on usage_event_default to lk_ingest using (true) with 
 create policy ingest_rows on usage_hourly to lk_ingest using (true) with check (true);
 create policy ingest_rows on adapter_version to lk_ingest using (true) with check (true);
 create policy ingest_reads on api_key for select to lk_ingest using (true);
+create policy ingest_marks_use on api_key for update to lk_ingest using (true) with check (true);
+create policy ingest_reads on revocation for select to lk_ingest using (true);
+create policy ingest_writes on audit for insert to lk_ingest with check (true);
 
 -- ---------------------------------------------------------------- grants
 
@@ -493,8 +496,9 @@ grant select on usage_hourly to lk_app;
 grant select on usage_event to lk_app;
 grant select, insert, update on job to lk_app;
 grant select on base_model to lk_app;
-grant select (id, name, connected, acked_revision, api_base_url, backend, last_seen_at, disabled_at) on node to lk_app;
-grant select on node_rejection to lk_app;
+grant select (id, name, connected, acked_revision, revocation_seq, api_base_url, backend, last_seen_at, disabled_at)
+  on node to lk_app;
+grant select on node_rejection, revocation to lk_app;
 grant select on manifest_counter to lk_app;
 -- Being an operator is not something a page can grant.
 revoke insert, update on app_user from lk_app;
@@ -503,13 +507,14 @@ grant insert (id, email, password_hash, created_at), update (email, password_has
 grant select, insert, update on node, usage_cursor, usage_quarantine, base_model, usage_hourly to lk_ingest;
 grant select, insert, update, delete on node_rejection to lk_ingest;
 grant select, insert on usage_event to lk_ingest;
+grant insert on audit to lk_ingest;
 grant select on manifest_counter, manifest_change, revocation, tenant to lk_ingest;
-grant select (id, tenant_id, revoked_at), update (last_used_at) on api_key to lk_ingest;
+grant select (id, tenant_id, revoked_at, last_used_at), update (last_used_at) on api_key to lk_ingest;
 grant select, update (state, ready_at, error, error_code) on adapter_version to lk_ingest;
 
 grant select on tenant, membership, adapter, adapter_version, artifact, alias, upload, usage_event,
   usage_hourly, audit, node, node_rejection, usage_cursor, usage_quarantine, base_model, job,
-  manifest_counter to lk_operator;
+  manifest_counter, revocation to lk_operator;
 grant select (id, email, is_operator, created_at, deleted_at) on app_user to lk_operator;
 grant select (id, tenant_id, key_id, name, scopes, environment, expires_at, created_at, last_used_at, revoked_at)
   on api_key to lk_operator;

@@ -12,6 +12,14 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// A snapshot is cut into chunks whose payloads sum to at most this, in bytes.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
 
+/// Most records in one `UsageBatch`; a larger one is refused with `invalid_argument`.
+pub const MAX_USAGE_RECORDS: usize = 4096;
+
+/// Metadata of the `failed_precondition` with which `ShipUsage` answers a batch that starts past
+/// the cursor: the cursor, in decimal. The node goes on from the record after it, which after a
+/// database restore is one it had shipped before.
+pub const USAGE_CURSOR_METADATA: &str = "lorikeet-usage-cursor";
+
 /// True when `peer` can be spoken to: equal, or one version forwards or back.
 pub fn is_compatible(peer: u32) -> bool {
     peer.abs_diff(PROTOCOL_VERSION) <= 1 && peer > 0

@@ -54,7 +54,7 @@ impl StateDigest {
         Sha256::digest(self.to_bytes()).into()
     }
 
-    /// For the row in which the control plane keeps the sums.
+    /// For a holder that keeps the sums beside the state.
     pub fn to_bytes(&self) -> Vec<u8> {
         self.sums.iter().flatten().flat_map(|word| word.to_le_bytes()).collect()
     }
@@ -144,14 +144,16 @@ impl ManifestState {
         self.resources.get(&(kind as i32, id.to_owned())).map(|p| &**p)
     }
 
-    fn upsert(&mut self, kind: i32, id: String, payload: Arc<[u8]>) {
+    /// Sets one resource, whatever the kind. The caller moves `revision`.
+    pub fn upsert(&mut self, kind: i32, id: String, payload: Arc<[u8]>) {
         self.digest.add(kind, &id, &payload);
         if let Some(old) = self.resources.insert((kind, id.clone()), payload) {
             self.digest.remove(kind, &id, &old);
         }
     }
 
-    fn remove(&mut self, kind: i32, id: &str) {
+    /// Deletes one resource; an absent one is no error. The caller moves `revision`.
+    pub fn remove(&mut self, kind: i32, id: &str) {
         if let Some(old) = self.resources.remove(&(kind, id.to_owned())) {
             self.digest.remove(kind, id, &old);
         }

@@ -43,7 +43,8 @@ pub fn model_path() -> PathBuf {
     path
 }
 
-fn cache_dir() -> PathBuf {
+/// Where fetched things lie, outside the checkout.
+pub fn cache_dir() -> PathBuf {
     let var = |name: &str| std::env::var_os(name).map(PathBuf::from);
     var("LORIKEET_CACHE")
         .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("lorikeet")))

@@ -7,3 +7,4 @@ pub mod engine;
 pub mod kv;
 pub mod model;
 pub mod sampling;
+pub mod scheduler;

@@ -1,5 +1,11 @@
 //! Adapters on their way from object storage to the device.
 
+pub mod residency;
+pub mod store;
+
+pub use residency::{AdapterReport, ResidencyConfig, ResidencyReport, ResidencyState, TierUse};
+pub use store::{LocalStore, ObjectError, ObjectStore, S3Config, S3Store};
+
 use lorikeet_contract::{AdapterDigest, ArtifactDigest, TenantId};
 
 /// Identity of an adapter on a node. The tenant is part of it: identical uploads of two tenants

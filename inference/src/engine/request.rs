@@ -3,7 +3,7 @@
 use crate::adapters::AdapterManifest;
 use crate::backend::SampledToken;
 use crate::sampling::SamplingParams;
-use lorikeet_contract::{RequestId, TenantId};
+use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 pub struct EngineRequest {
     pub id: RequestId,
     pub tenant: TenantId,
+    /// The API key it came with; a revoked key ends the requests that run under it.
+    pub key: Option<KeyId>,
     /// None: the base model.
     pub adapter: Option<Arc<AdapterManifest>>,
     pub prompt: Vec<u32>,
@@ -19,6 +21,8 @@ pub struct EngineRequest {
     pub max_tokens: u32,
     /// End the sequence when drawn; the token itself is reported and counted.
     pub stop_tokens: Vec<u32>,
+    /// The model's own end tokens ([`EngineConfig::eos_tokens`](super::EngineConfig)) do not end
+    /// the sequence; `stop_tokens` still do.
     pub ignore_eos: bool,
     pub logprobs: Option<u8>,
     /// The request fails with [`RequestError::Deadline`] when it has not ended by then.
@@ -84,4 +88,6 @@ pub enum SubmitError {
     QueueFull,
     #[error("the engine is not running")]
     Stopped,
+    #[error("the prompt is empty")]
+    EmptyPrompt,
 }

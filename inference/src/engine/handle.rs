@@ -1,0 +1,148 @@
+//! The bounded door between async code and the engine thread.
+
+use super::request::{EngineRequest, SubmitError};
+use super::stats::{EngineState, EngineStats};
+use crate::adapters::{AdapterKey, AdapterManifest};
+use lorikeet_contract::{KeyId, RequestId, TenantId};
+use std::sync::Arc;
+use std::thread::Thread;
+use std::time::Instant;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+
+/// Room in the command channel beside one place for each request. When it is full, `cancel` and
+/// `prefetch` are dropped, `revoke`, `forget`, `drain` and `shutdown` wait.
+pub(super) const CONTROL_COMMANDS: usize = 1024;
+
+/// Whose requests lose their access while they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Revocation {
+    Key(KeyId),
+    Tenant(TenantId),
+}
+
+impl Revocation {
+    pub fn covers(self, tenant: TenantId, key: Option<KeyId>) -> bool {
+        match self {
+            Revocation::Key(revoked) => key == Some(revoked),
+            Revocation::Tenant(revoked) => tenant == revoked,
+        }
+    }
+}
+
+pub(super) enum Command {
+    Submit(Box<Submission>),
+    Cancel(RequestId),
+    Revoke(Revocation),
+    Prefetch(Arc<AdapterManifest>),
+    Forget(AdapterKey),
+    Drain,
+    Shutdown,
+}
+
+/// A request on its way in, with its place among the requests that the engine holds.
+pub(super) struct Submission {
+    pub request: EngineRequest,
+    pub submitted: Instant,
+    pub place: OwnedSemaphorePermit,
+}
+
+/// Speaks to the engine from any thread or task. Clones share one engine.
+#[derive(Clone)]
+pub struct EngineHandle {
+    commands: mpsc::Sender<Command>,
+    /// One permit for each request that the engine holds, waiting or running.
+    places: Arc<Semaphore>,
+    stats: watch::Receiver<EngineStats>,
+    thread: Thread,
+}
+
+impl EngineHandle {
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        max_requests: usize,
+        stats: watch::Receiver<EngineStats>,
+        thread: Thread,
+    ) -> Self {
+        Self { commands, places: Arc::new(Semaphore::new(max_requests)), stats, thread }
+    }
+
+    /// Hands a request over without waiting. Every accepted request ends with exactly one
+    /// `Finished` or `Failed` event, unless its receiver is dropped first.
+    pub fn try_submit(&self, request: EngineRequest) -> Result<(), SubmitError> {
+        if request.prompt.is_empty() {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if !self.stats.borrow().state.accepts() {
+            return Err(SubmitError::Stopped);
+        }
+        let places = Arc::clone(&self.places);
+        let place = places.try_acquire_owned().map_err(|_| SubmitError::QueueFull)?;
+        let submission = Submission { request, submitted: Instant::now(), place };
+        self.commands.try_send(Command::Submit(Box::new(submission))).map_err(|e| match e {
+            TrySendError::Full(_) => SubmitError::QueueFull,
+            TrySendError::Closed(_) => SubmitError::Stopped,
+        })?;
+        self.thread.unpark();
+        Ok(())
+    }
+
+    /// Ends a request; one that has ended or is not known is left alone. Dropping the receiver of
+    /// its events does the same and cannot be lost in a full command channel.
+    pub fn cancel(&self, request: RequestId) {
+        let _ = self.commands.try_send(Command::Cancel(request));
+        self.thread.unpark();
+    }
+
+    /// Ends the covered requests with [`RequestError::Revoked`](super::RequestError), those handed
+    /// over before this call included. New ones are for the caller to refuse.
+    pub async fn revoke(&self, revocation: Revocation) {
+        self.send(Command::Revoke(revocation)).await;
+    }
+
+    /// A hint: brings an adapter into host memory while there is room for it.
+    pub fn prefetch(&self, adapter: Arc<AdapterManifest>) {
+        let _ = self.commands.try_send(Command::Prefetch(adapter));
+        self.thread.unpark();
+    }
+
+    /// The adapter was deleted: requests under way keep it, and its bytes leave every tier when
+    /// the last of them has ended.
+    pub async fn forget(&self, adapter: AdapterKey) {
+        self.send(Command::Forget(adapter)).await;
+    }
+
+    /// The latest snapshot, made after each step.
+    pub fn stats(&self) -> EngineStats {
+        self.stats.borrow().clone()
+    }
+
+    /// Changes with each step. Readers may miss steps, never the last state.
+    pub fn watch(&self) -> watch::Receiver<EngineStats> {
+        self.stats.clone()
+    }
+
+    /// Accepts no more requests, and returns when those under way have ended.
+    pub async fn drain(&self) {
+        self.send(Command::Drain).await;
+        self.until(|state| matches!(state, EngineState::Drained | EngineState::Stopped(_))).await;
+    }
+
+    /// Ends every request and the engine thread, and returns when it has stopped.
+    pub async fn shutdown(&self) {
+        self.send(Command::Shutdown).await;
+        self.until(|state| matches!(state, EngineState::Stopped(_))).await;
+    }
+
+    async fn send(&self, command: Command) {
+        // A closed channel means that the engine has stopped: nothing is left to tell it.
+        let _ = self.commands.send(command).await;
+        self.thread.unpark();
+    }
+
+    async fn until(&self, reached: impl Fn(&EngineState) -> bool) {
+        let mut stats = self.stats.clone();
+        // An error means that the engine thread is gone, and so its requests.
+        let _ = stats.wait_for(|stats| reached(&stats.state)).await;
+    }
+}

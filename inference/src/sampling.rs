@@ -20,3 +20,310 @@ impl Default for SamplingParams {
         Self { temperature: 1.0, top_p: 1.0, top_k: 0, min_p: 0.0, seed: 0 }
     }
 }
+
+impl SamplingParams {
+    fn is_greedy(&self) -> bool {
+        self.temperature <= 0.0 || self.top_k == 1
+    }
+}
+
+/// Draws tokens. Holds only scratch memory, so that drawing does not allocate.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    /// Logit and id of the tokens that may still be drawn.
+    candidates: Vec<(f32, u32)>,
+}
+
+impl Sampler {
+    /// The next token. `output_index` counts the tokens drawn before for this sequence; with the
+    /// seed it fixes the draw. A NaN is never drawn while another logit is finite; of logits that
+    /// are all NaN the draw is token 0.
+    pub fn draw(&mut self, logits: &[f32], params: &SamplingParams, output_index: u32) -> u32 {
+        if params.is_greedy() {
+            return greedy(logits);
+        }
+        let draw = uniform(params.seed, output_index);
+        self.candidates.clear();
+        self.candidates.extend(
+            (0u32..).zip(logits).filter(|(_, l)| !l.is_nan()).map(|(id, &logit)| (logit, id)),
+        );
+        self.keep_likely(params);
+        pick(&self.candidates, params.temperature, draw)
+    }
+
+    /// Applies top-k, then top-p of what is left, then min-p.
+    fn keep_likely(&mut self, params: &SamplingParams) {
+        let top_k = params.top_k as usize;
+        if top_k > 0 {
+            self.sort_first(top_k);
+            self.candidates.truncate(top_k);
+        }
+        if params.top_p < 1.0 {
+            self.keep_nucleus(params.temperature, params.top_p);
+        }
+        if params.min_p > 0.0 {
+            let Some(max) = max_logit(&self.candidates) else { return };
+            let least = max + params.temperature * params.min_p.ln();
+            self.candidates.retain(|c| c.0 >= least);
+        }
+    }
+
+    /// Keeps the shortest prefix, likeliest first, whose probabilities reach `top_p`.
+    fn keep_nucleus(&mut self, temperature: f32, top_p: f32) {
+        let Some(max) = max_logit(&self.candidates) else { return };
+        let wanted = f64::from(top_p) * total(&self.candidates, max, temperature);
+        // Nearly always a few tokens suffice: the whole vocabulary is sorted only when they don't.
+        let mut sorted = 0;
+        while sorted < self.candidates.len() {
+            sorted = (sorted * 16).max(64).min(self.candidates.len());
+            self.sort_first(sorted);
+            let mut sum = 0.0;
+            for (index, candidate) in self.candidates[..sorted].iter().enumerate() {
+                sum += weight(candidate.0, max, temperature);
+                if sum >= wanted {
+                    self.candidates.truncate(index + 1);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Brings the `count` likeliest candidates to the front, in order; ties by lower id.
+    fn sort_first(&mut self, count: usize) {
+        if count < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(count, likelier);
+        }
+        let count = count.min(self.candidates.len());
+        self.candidates[..count].sort_unstable_by(likelier);
+    }
+}
+
+/// The likeliest token, ties to the lowest id; NaN never wins.
+pub fn greedy(logits: &[f32]) -> u32 {
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (id, &logit) in (0u32..).zip(logits) {
+        if logit > best.0 {
+            best = (logit, id);
+        }
+    }
+    best.1
+}
+
+/// Natural log of the probability of `token` at temperature 1, and of the `top` likeliest tokens,
+/// likeliest first.
+pub fn log_probs(logits: &[f32], token: u32, top: u8) -> (f32, Vec<(u32, f32)>) {
+    let norm = log_sum_exp(logits);
+    let mut best: Vec<(f32, u32)> = Vec::with_capacity(usize::from(top) + 1);
+    for candidate in (0u32..).zip(logits).map(|(id, &logit)| (logit, id)) {
+        if best.len() == usize::from(top) && best.last().is_none_or(|b| candidate.0 <= b.0) {
+            continue;
+        }
+        let place = best.partition_point(|b| likelier(b, &candidate).is_lt());
+        best.insert(place, candidate);
+        best.truncate(usize::from(top));
+    }
+    let relative = |logit: f32| (f64::from(logit) - norm) as f32;
+    let chosen = logits.get(token as usize).map_or(f32::NEG_INFINITY, |&l| relative(l));
+    (chosen, best.into_iter().map(|(logit, id)| (id, relative(logit))).collect())
+}
+
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&l| f64::from((l - max).exp())).sum();
+    f64::from(max) + sum.ln()
+}
+
+fn likelier(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+fn max_logit(candidates: &[(f32, u32)]) -> Option<f32> {
+    candidates.iter().map(|c| c.0).reduce(f32::max)
+}
+
+/// Probability relative to the likeliest token's. Infinite logits share the whole of it.
+fn weight(logit: f32, max: f32, temperature: f32) -> f64 {
+    if logit == max {
+        return 1.0;
+    }
+    f64::from(((logit - max) / temperature).exp())
+}
+
+fn total(candidates: &[(f32, u32)], max: f32, temperature: f32) -> f64 {
+    candidates.iter().map(|c| weight(c.0, max, temperature)).sum()
+}
+
+/// Walks the candidates until their share of the probability exceeds `draw`, in `0..1`.
+fn pick(candidates: &[(f32, u32)], temperature: f32, draw: f64) -> u32 {
+    let Some(max) = max_logit(candidates) else { return 0 };
+    let mut left = draw * total(candidates, max, temperature);
+    let mut last = 0;
+    for &(logit, id) in candidates {
+        let weight = weight(logit, max, temperature);
+        if weight <= 0.0 {
+            continue;
+        }
+        last = id;
+        if left < weight {
+            break;
+        }
+        left -= weight;
+    }
+    last
+}
+
+/// A number in `0..1` that depends on its arguments only.
+fn uniform(seed: u64, output_index: u32) -> f64 {
+    let [low, high, ..] = philox([output_index, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
+    let bits = u64::from(high) << 32 | u64::from(low);
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Philox4x32-10: a counter-based generator (Salmon et al., "Parallel random numbers: as easy as
+/// 1, 2, 3", SC 2011).
+fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let first = u64::from(counter[0]) * 0xD251_1F53;
+        let second = u64::from(counter[2]) * 0xCD9E_8D57;
+        counter = [
+            (second >> 32) as u32 ^ counter[1] ^ key[0],
+            second as u32,
+            (first >> 32) as u32 ^ counter[3] ^ key[1],
+            first as u32,
+        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn logits() -> impl Strategy<Value = Vec<f32>> {
+        prop::collection::vec(-20f32..20.0, 1..300)
+    }
+
+    fn params() -> impl Strategy<Value = SamplingParams> {
+        (0.1f32..2.0, 0.05f32..1.0, 0u32..20, 0f32..0.5, any::<u64>()).prop_map(
+            |(temperature, top_p, top_k, min_p, seed)| SamplingParams {
+                temperature,
+                top_p,
+                top_k,
+                min_p,
+                seed,
+            },
+        )
+    }
+
+    fn probabilities(logits: &[f32], temperature: f32) -> Vec<f64> {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let weights: Vec<f64> =
+            logits.iter().map(|l| (f64::from(l - max) / f64::from(temperature)).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(|w| w / sum).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_drawn_token_is_one_that_every_filter_keeps(
+            logits in logits(), params in params(), index in 0u32..1000
+        ) {
+            let token = Sampler::default().draw(&logits, &params, index) as usize;
+            let p = probabilities(&logits, params.temperature);
+            let likelier = |&i: &usize| p[i] > p[token] * (1.0 + 1e-5);
+            let before: Vec<usize> = (0..p.len()).filter(likelier).collect();
+            if params.top_k > 0 {
+                prop_assert!(before.len() < params.top_k as usize);
+            }
+            prop_assert!(before.iter().map(|&i| p[i]).sum::<f64>() < f64::from(params.top_p) + 1e-4);
+            let best = p.iter().copied().fold(0.0, f64::max);
+            prop_assert!(p[token] >= best * f64::from(params.min_p) * 0.999);
+        }
+
+        #[test]
+        fn the_same_seed_and_index_give_the_same_token(
+            logits in logits(), other in logits(), params in params(), index in 0u32..1000
+        ) {
+            let fresh = Sampler::default().draw(&logits, &params, index);
+            let mut used = Sampler::default();
+            used.draw(&other, &params, index);
+            prop_assert_eq!(used.draw(&logits, &params, index), fresh);
+        }
+
+        #[test]
+        fn greedy_takes_the_lowest_of_the_largest(logits in prop::collection::vec(-3i8..3, 1..50)) {
+            let logits: Vec<f32> = logits.into_iter().map(f32::from).collect();
+            let token = greedy(&logits) as usize;
+            prop_assert!(logits.iter().all(|&l| l <= logits[token]));
+            prop_assert!(logits[..token].iter().all(|&l| l < logits[token]));
+        }
+
+        #[test]
+        fn log_probs_are_those_of_a_softmax(logits in logits(), top in 0u8..20) {
+            let (chosen, best) = log_probs(&logits, 0, top);
+            let p = probabilities(&logits, 1.0);
+            prop_assert!((f64::from(chosen) - p[0].ln()).abs() < 1e-4);
+            prop_assert_eq!(best.len(), usize::from(top).min(logits.len()));
+            let mut sorted: Vec<f64> = p.clone();
+            sorted.sort_by(|a, b| b.total_cmp(a));
+            for ((id, logprob), expected) in best.into_iter().zip(sorted) {
+                prop_assert!((p[id as usize].ln() - expected.ln()).abs() < 1e-4);
+                prop_assert!((f64::from(logprob) - expected.ln()).abs() < 1e-4);
+            }
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let logits = [0.0, 1.0, 2.0, -1.0];
+        let params = SamplingParams { temperature: 0.7, seed: 7, ..Default::default() };
+        let mut sampler = Sampler::default();
+        let mut counts = [0u32; 4];
+        let draws = 20_000;
+        for index in 0..draws {
+            counts[sampler.draw(&logits, &params, index) as usize] += 1;
+        }
+        for (count, p) in counts.iter().zip(probabilities(&logits, 0.7)) {
+            let share = f64::from(*count) / f64::from(draws);
+            assert!((share - p).abs() < 0.015, "share {share}, probability {p}");
+        }
+    }
+
+    #[test]
+    fn a_nucleus_larger_than_the_first_sort_is_found() {
+        let logits = vec![0.0; 2000];
+        let params = SamplingParams { top_p: 0.5, seed: 3, ..Default::default() };
+        let mut sampler = Sampler::default();
+        let drawn: Vec<u32> = (0..500).map(|i| sampler.draw(&logits, &params, i)).collect();
+        assert!(drawn.iter().all(|&t| t < 1001));
+        assert!(drawn.iter().any(|&t| t > 900));
+    }
+
+    #[test]
+    fn nan_and_infinite_logits_draw_a_valid_token() {
+        let params = SamplingParams::default();
+        let mut sampler = Sampler::default();
+        assert_eq!(sampler.draw(&[f32::NAN, 1.0, f32::NAN], &params, 0), 1);
+        assert_eq!(sampler.draw(&[f32::NAN; 3], &params, 0), 0);
+        assert_eq!(sampler.draw(&[0.0, f32::INFINITY, 0.0], &params, 0), 1);
+        assert_eq!(greedy(&[f32::NAN, 1.0, 2.0]), 2);
+    }
+
+    #[test]
+    fn philox_gives_the_published_vectors() {
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
+        assert_eq!(
+            philox(
+                [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
+                [0xa409_3822, 0x299f_31d0]
+            ),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
+    }
+}

@@ -1,5 +1,25 @@
-//! The base model: configuration, weights, tokenizer and chat template.
+//! The base model: configuration, weights, tokenizer and chat template, from a GGUF file or a Hugging
+//! Face directory.
 
+mod assemble;
+pub mod chat_template;
+pub mod detokenizer;
+mod error;
+#[cfg(test)]
+pub(crate) mod fixture;
+mod gguf;
+mod hugging_face;
+mod load;
+mod parallel;
+mod python;
+#[cfg(test)]
+mod tests;
+pub mod tokenizer;
 pub mod weights;
 
+pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
+pub use detokenizer::Detokenizer;
+pub use error::ModelError;
+pub use load::{LoadedModel, PromptError, load};
+pub use tokenizer::{Specials, Tokenizer, TokenizerError};
 pub use weights::{LayerWeights, Matrix, ModelConfig, ModelWeights};

@@ -1,0 +1,149 @@
+//! From a file format's tensors to [`ModelWeights`]. A format only has to hand out tensors by their
+//! Hugging Face names; which ones a model has, and in which shape, is decided here.
+
+use super::weights::{LayerWeights, Matrix, ModelConfig, ModelWeights};
+use super::{ModelError, parallel};
+use half::bf16;
+use lorikeet_contract::{BaseModelSpec, Linear};
+use std::collections::HashSet;
+use std::path::Path;
+
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+pub(super) const NORM: &str = "model.norm.weight";
+pub(super) const LM_HEAD: &str = "lm_head.weight";
+
+/// More layers than any model has; bounds what a damaged configuration can ask for.
+const MAX_LAYERS: u32 = 1024;
+
+/// Tensors by their Hugging Face names.
+pub(super) trait TensorSource: Sync {
+    /// For messages.
+    fn path(&self) -> &Path;
+
+    /// Every tensor there is. One that Hugging Face's Llama does not have keeps the file's name.
+    fn names(&self) -> Vec<String>;
+
+    /// The values in row-major order, each rounded to the nearest bf16 (ties to even), in rotate-half
+    /// order. An error if the tensor is missing or has another shape.
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, ModelError>;
+}
+
+pub(super) fn linear_name(layer: u32, linear: Linear) -> String {
+    format!("model.layers.{layer}.{}.weight", linear.path())
+}
+
+pub(super) fn input_norm_name(layer: u32) -> String {
+    format!("model.layers.{layer}.input_layernorm.weight")
+}
+
+pub(super) fn post_attention_norm_name(layer: u32) -> String {
+    format!("model.layers.{layer}.post_attention_layernorm.weight")
+}
+
+/// Reads every tensor, on all cores, and sets the configuration's `weights_digest` from them.
+///
+/// A tensor that this decoder has no use for is refused by name: ignoring it would serve another model.
+pub(super) fn assemble(
+    config: ModelConfig,
+    source: &impl TensorSource,
+) -> Result<ModelWeights, ModelError> {
+    check(&config.spec).map_err(|reason| ModelError::malformed(source.path(), reason))?;
+    let wanted = wanted(&config);
+    let known: HashSet<&str> = wanted.iter().map(|t| t.name.as_str()).collect();
+    for name in source.names() {
+        let ignored = config.tie_word_embeddings && name == LM_HEAD;
+        if !known.contains(name.as_str()) && !ignored {
+            return Err(ModelError::unsupported(source.path(), format!("the tensor {name}")));
+        }
+    }
+    let tensors = parallel::map(wanted.len(), |i| source.read(&wanted[i].name, &wanted[i].shape))?;
+    let mut weights = arrange(config, wanted.into_iter().zip(tensors));
+    weights.config.spec.weights_digest = weights.digest();
+    Ok(weights)
+}
+
+/// What the arithmetic of later code relies on.
+fn check(spec: &BaseModelSpec) -> Result<(), String> {
+    let counts = [
+        ("hidden size", spec.hidden_size),
+        ("MLP size", spec.intermediate_size),
+        ("number of layers", spec.num_layers),
+        ("number of attention heads", spec.num_heads),
+        ("number of key/value heads", spec.num_kv_heads),
+        ("head size", spec.head_dim),
+        ("vocabulary size", spec.vocab_size),
+        ("context length", spec.context_length),
+    ];
+    if let Some((what, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
+        return Err(format!("the {what} is 0"));
+    }
+    if spec.num_layers > MAX_LAYERS {
+        return Err(format!("{} layers", spec.num_layers));
+    }
+    if !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
+        return Err(format!(
+            "{} attention heads do not divide into {} key/value heads",
+            spec.num_heads, spec.num_kv_heads
+        ));
+    }
+    if !spec.head_dim.is_multiple_of(2) {
+        return Err(format!("rotary embedding needs an even head size, not {}", spec.head_dim));
+    }
+    if spec.num_heads.checked_mul(spec.head_dim).is_none() {
+        return Err(format!("{} heads of {}", spec.num_heads, spec.head_dim));
+    }
+    Ok(())
+}
+
+struct Wanted {
+    name: String,
+    shape: Vec<usize>,
+}
+
+/// Every tensor of the model, in the order in which [`arrange`] takes them.
+fn wanted(config: &ModelConfig) -> Vec<Wanted> {
+    let spec = &config.spec;
+    let (vocab, hidden) = (spec.vocab_size as usize, spec.hidden_size as usize);
+    let mut wanted = vec![
+        Wanted { name: EMBEDDING.into(), shape: vec![vocab, hidden] },
+        Wanted { name: NORM.into(), shape: vec![hidden] },
+    ];
+    if !config.tie_word_embeddings {
+        wanted.push(Wanted { name: LM_HEAD.into(), shape: vec![vocab, hidden] });
+    }
+    for layer in 0..spec.num_layers {
+        for linear in Linear::ALL {
+            let (rows, cols) = spec.shape(linear);
+            wanted.push(Wanted { name: linear_name(layer, linear), shape: vec![rows, cols] });
+        }
+        wanted.push(Wanted { name: input_norm_name(layer), shape: vec![hidden] });
+        wanted.push(Wanted { name: post_attention_norm_name(layer), shape: vec![hidden] });
+    }
+    wanted
+}
+
+fn arrange(
+    config: ModelConfig,
+    tensors: impl Iterator<Item = (Wanted, Vec<bf16>)>,
+) -> ModelWeights {
+    let mut tensors = tensors;
+    let mut next = || tensors.next().expect("one tensor was read for each one wanted");
+    let matrix = |(wanted, data): (Wanted, Vec<bf16>)| Matrix {
+        rows: wanted.shape[0],
+        cols: wanted.shape[1],
+        data,
+    };
+    let vector =
+        |(_, data): (Wanted, Vec<bf16>)| -> Vec<f32> { data.iter().map(|v| v.to_f32()).collect() };
+    let embedding = matrix(next());
+    let norm = vector(next());
+    let lm_head = (!config.tie_word_embeddings).then(|| matrix(next()));
+    let layers = (0..config.spec.num_layers)
+        .map(|_| LayerWeights {
+            linears: std::array::from_fn(|_| matrix(next())),
+            input_norm: vector(next()),
+            post_attention_norm: vector(next()),
+        })
+        .collect();
+    ModelWeights { config, embedding, layers, norm, lm_head }
+}

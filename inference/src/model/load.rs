@@ -1,0 +1,145 @@
+use super::assemble::assemble;
+use super::chat_template::TemplateTokens;
+use super::gguf::Gguf;
+use super::hugging_face::HuggingFace;
+use super::tokenizer::BytePairs;
+use super::{ChatMessage, ChatTemplate, ModelError, ModelWeights, Specials, TemplateError};
+use super::{Tokenizer, TokenizerError};
+use std::fs;
+use std::path::Path;
+
+/// A base model, ready for a backend.
+pub struct LoadedModel {
+    pub weights: ModelWeights,
+    pub tokenizer: Tokenizer,
+    pub chat_template: ChatTemplate,
+}
+
+/// Why messages do not become a prompt.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+}
+
+/// Loads a `.gguf` file, or a directory in Hugging Face's layout. `name` is the model's public id;
+/// without one it is taken from the path. Reads and converts the weights on all cores.
+pub fn load(path: &Path, name: Option<&str>) -> Result<LoadedModel, ModelError> {
+    let id = name.map_or_else(|| id_from(path), str::to_owned);
+    if path.is_dir() {
+        return load_hugging_face(path, &id);
+    }
+    if path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        return load_gguf(path, &id);
+    }
+    // A path that does not exist says so; any other file is not a model.
+    fs::metadata(path).map_err(ModelError::io(path))?;
+    Err(ModelError::NotAModel { path: path.into() })
+}
+
+fn load_gguf(path: &Path, id: &str) -> Result<LoadedModel, ModelError> {
+    let gguf = Gguf::open(path)?;
+    let config = gguf.config(id)?;
+    let kind = gguf.string("tokenizer.ggml.model")?;
+    if kind != "gpt2" {
+        let feature = format!("the tokenizer {kind} (gpt2, byte-level BPE, is served)");
+        return Err(ModelError::unsupported(path, feature));
+    }
+    let tokens = gguf.strings("tokenizer.ggml.tokens")?;
+    let text_of = |key| -> Result<Option<String>, ModelError> {
+        let id = gguf.optional_u32(key)?;
+        Ok(id.and_then(|id| tokens.get(id as usize)).map(|token| token.to_string()))
+    };
+    let template_tokens = TemplateTokens {
+        bos: text_of("tokenizer.ggml.bos_token_id")?,
+        eos: text_of("tokenizer.ggml.eos_token_id")?,
+    };
+    let tokenizer = Tokenizer::from_byte_pairs(BytePairs {
+        rule: gguf.string("tokenizer.ggml.pre")?,
+        kinds: gguf.integers("tokenizer.ggml.token_type")?,
+        merges: gguf.strings("tokenizer.ggml.merges")?,
+        tokens,
+    })
+    .map_err(|e| tokenizer_error(path, e))?;
+    let template = gguf.optional_string("tokenizer.chat_template")?;
+    let chat_template = chat_template(path, template, template_tokens)?;
+    check_vocabulary(path, &tokenizer, config.spec.vocab_size)?;
+    let weights = assemble(config, &gguf)?;
+    Ok(LoadedModel { weights, tokenizer, chat_template })
+}
+
+fn load_hugging_face(directory: &Path, id: &str) -> Result<LoadedModel, ModelError> {
+    let files = HuggingFace::open(directory)?;
+    let config = files.config(id)?;
+    let path = files.tokenizer_path();
+    let json = fs::read(&path).map_err(ModelError::io(&path))?;
+    let tokenizer = Tokenizer::from_json(&json).map_err(|e| tokenizer_error(&path, e))?;
+    let (template, template_tokens) = files.template()?;
+    let chat_template = chat_template(directory, template.as_deref(), template_tokens)?;
+    check_vocabulary(&path, &tokenizer, config.spec.vocab_size)?;
+    let weights = assemble(config, &files)?;
+    Ok(LoadedModel { weights, tokenizer, chat_template })
+}
+
+fn chat_template(
+    path: &Path,
+    source: Option<&str>,
+    tokens: TemplateTokens,
+) -> Result<ChatTemplate, ModelError> {
+    let source = source.ok_or_else(|| {
+        ModelError::unsupported(path, "a model without a chat template (use its instruct version)")
+    })?;
+    ChatTemplate::new(source, tokens).map_err(|e| ModelError::unsupported(path, e.to_string()))
+}
+
+fn tokenizer_error(path: &Path, error: TokenizerError) -> ModelError {
+    match error {
+        TokenizerError::Unsupported(feature) => ModelError::unsupported(path, feature),
+        other => ModelError::malformed(path, other),
+    }
+}
+
+/// Every token must have a row in the embedding; rows without a token are padding.
+fn check_vocabulary(path: &Path, tokenizer: &Tokenizer, rows: u32) -> Result<(), ModelError> {
+    let tokens = tokenizer.vocab_size();
+    if tokens <= rows as usize {
+        return Ok(());
+    }
+    let reason = format!("the tokenizer has {tokens} tokens, the embedding only {rows} rows");
+    Err(ModelError::malformed(path, reason))
+}
+
+/// The last part of the path, without `.gguf` and the name of a quantization before it.
+fn id_from(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    let Some(stem) = name.strip_suffix(".gguf") else { return name.into_owned() };
+    match stem.rsplit_once('.') {
+        Some((id, quantization)) if is_quantization(quantization) => id.into(),
+        _ => stem.into(),
+    }
+}
+
+fn is_quantization(part: &str) -> bool {
+    let bits = part.trim_start_matches(|c: char| c.is_ascii_alphabetic());
+    let letters = &part[..part.len() - bits.len()];
+    matches!(letters.to_ascii_uppercase().as_str(), "Q" | "IQ" | "F" | "BF")
+        && bits.starts_with(|c: char| c.is_ascii_digit())
+}
+
+impl LoadedModel {
+    /// The prompt of a chat, up to where the assistant's answer begins. Only the template can write
+    /// special tokens: their names inside a message stay text.
+    pub fn prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
+        let messages: Vec<ChatMessage> = messages
+            .iter()
+            .map(|message| ChatMessage {
+                role: self.tokenizer.defuse(&message.role).into_owned(),
+                content: self.tokenizer.defuse(&message.content).into_owned(),
+            })
+            .collect();
+        let text = self.chat_template.render(&messages, true)?;
+        Ok(self.tokenizer.encode(&text, Specials::Recognised)?)
+    }
+}

@@ -1,6 +1,10 @@
 //! The generated messages and services of `proto/lorikeet/link/v1/link.proto`.
 
-#![expect(clippy::all, reason = "generated code is not ours to style")]
+#![expect(
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code is not ours to style"
+)]
 tonic::include_proto!("lorikeet.link.v1");
 
 /// Spoken by this build. A peer one version away is accepted.

@@ -3,6 +3,7 @@
 //! the checkout (`../shared/kit`) or in `LORIKEET_KIT` is preferred, and then nothing may be skipped.
 
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The kit's folder: `LORIKEET_KIT`, else `../shared/kit` beside the checkout, else the copy here.
@@ -68,6 +69,9 @@ pub struct IndexEntry {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Reference {
     pub adapter: Option<String>,
+    /// How many modules have which rank and scale, by `r=16 scale=2`.
+    #[serde(default)]
+    pub modules: BTreeMap<String, usize>,
     pub min_margin: f64,
     pub cases: Vec<Case>,
     pub logits_check: LogitsCheck,

@@ -3,8 +3,11 @@
 
 pub mod adapters;
 pub mod backend;
+mod durable;
 pub mod engine;
 pub mod kv;
+pub mod link;
 pub mod model;
 pub mod sampling;
 pub mod scheduler;
+pub mod usage;

@@ -1,0 +1,146 @@
+//! Sends durable records to the control plane, at least once each, for as long as it takes.
+
+use super::cursor::Cursor;
+use super::reader::{Batch, Reader};
+use super::{LogError, UsageLog};
+use crate::durable::unix_ms;
+use crate::link::{Backoff, Uplink};
+use lorikeet_contract::link::{UsageAck, UsageBatch};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why shipping stopped for good. The node goes on serving and keeps its records.
+#[derive(Debug, thiserror::Error)]
+pub enum ShipError {
+    #[error("the control plane put this usage log in quarantine: {0}")]
+    Quarantined(String),
+    #[error("the control plane has records up to {cursor}, this log sent {first_seq} and later")]
+    Unbridgeable { cursor: u64, first_seq: u64 },
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error("reading the usage log failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+pub struct Shipper {
+    log: Arc<UsageLog>,
+    uplink: Uplink,
+    acknowledged: u64,
+    /// Locked by one blocking task at a time.
+    place: Arc<Mutex<Place>>,
+}
+
+/// What shipping keeps on the disk and reads from it.
+struct Place {
+    cursor: Cursor,
+    reader: Reader,
+}
+
+impl Shipper {
+    pub fn new(log: Arc<UsageLog>, uplink: Uplink) -> Result<Self, LogError> {
+        let place = Place { cursor: Cursor::load(log.dir())?, reader: Reader::new(log.dir()) };
+        let acknowledged = place.cursor.acknowledged();
+        Ok(Self { log, uplink, acknowledged, place: Arc::new(Mutex::new(place)) })
+    }
+
+    /// Ships until `stop`, then once more what is durable by then, without waiting for a control
+    /// plane that is away. Records that are not acknowledged are shipped by the next start.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), ShipError> {
+        let mut durable = self.log.durable_seq();
+        let mut backoff = Backoff::default();
+        loop {
+            let durable_seq = *durable.borrow_and_update();
+            if durable_seq <= self.acknowledged {
+                if stop.is_cancelled() {
+                    return Ok(());
+                }
+                tokio::select! {
+                    () = stop.cancelled() => {}
+                    changed = durable.changed() => if changed.is_err() { return Ok(()) },
+                }
+                continue;
+            }
+            let first_seq = self.acknowledged + 1;
+            let batch = self.on_disk(move |p| p.reader.batch(first_seq, durable_seq)).await?;
+            let last_seq = batch.last_seq();
+            match self.send(batch).await {
+                Ok(ack) => {
+                    backoff.reset();
+                    self.acknowledge(ack, first_seq, last_seq).await?;
+                }
+                Err(status) => {
+                    if stop.is_cancelled() {
+                        return Ok(());
+                    }
+                    if backoff.is_fresh() {
+                        tracing::warn!(code = ?status.code(), reason = status.message(),
+                            first_seq, "usage is not shipped for now, records are kept");
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(backoff.next_wait()) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn send(&self, batch: Batch) -> Result<UsageAck, Status> {
+        let identity = self.log.identity();
+        let mut request = tonic::Request::new(UsageBatch {
+            node_id: self.uplink.node_id().to_string(),
+            log_id: identity.log_id.to_string(),
+            epoch: identity.epoch,
+            first_seq: batch.first_seq,
+            records: batch.payloads,
+            prev_hash: batch.prev_hash.to_vec(),
+        });
+        request.set_timeout(CALL_TIMEOUT);
+        let mut client = self.uplink.client();
+        let call = tokio::time::timeout(CALL_TIMEOUT, client.ship_usage(request));
+        let ack = call.await.map_err(|_| Status::deadline_exceeded("no answer"))??;
+        Ok(ack.into_inner())
+    }
+
+    async fn acknowledge(
+        &mut self,
+        ack: UsageAck,
+        first_seq: u64,
+        last_seq: u64,
+    ) -> Result<(), ShipError> {
+        if !ack.quarantine_reason.is_empty() {
+            return Err(ShipError::Quarantined(ack.quarantine_reason));
+        }
+        // A cursor beyond what was sent belongs to a log that went on elsewhere; one that does not
+        // move although it could would make this a busy loop.
+        let cursor = ack.cursor;
+        if cursor > last_seq || cursor + 1 == first_seq {
+            return Err(ShipError::Unbridgeable { cursor, first_seq });
+        }
+        if cursor + 1 < first_seq {
+            tracing::warn!(
+                cursor,
+                first_seq,
+                "the control plane lost usage records: shipping again"
+            );
+        }
+        self.on_disk(move |place| place.cursor.set(cursor, unix_ms())).await?;
+        self.acknowledged = cursor;
+        Ok(())
+    }
+
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Place) -> Result<T, LogError> + Send + 'static,
+    ) -> Result<T, ShipError> {
+        let place = self.place.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            work(&mut place.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        Ok(task.await??)
+    }
+}

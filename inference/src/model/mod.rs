@@ -12,6 +12,7 @@ mod hugging_face;
 mod load;
 mod parallel;
 mod python;
+pub mod reference;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;

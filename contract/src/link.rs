@@ -16,6 +16,12 @@ pub const MAX_MESSAGE_BYTES: usize = 4 << 20;
 /// A snapshot is cut into chunks whose payloads sum to at most this, in bytes.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
 
+/// How often either end of `Attach` says that it lives, when it has nothing else to say.
+pub const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// An end that has heard nothing for this long takes the stream for dead.
+pub const SILENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// Most records in one `UsageBatch`; a larger one is refused with `invalid_argument`.
 pub const MAX_USAGE_RECORDS: usize = 4096;
 

@@ -9,6 +9,7 @@
 use crate::link::{Delta, Resource, ResourceKind};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// The kinds that enter the digest, in the order of its lanes. Only ever appended to.
@@ -140,8 +141,23 @@ impl ManifestState {
         self.resources.iter().map(|((kind, id), payload)| (*kind, id.as_str(), &**payload))
     }
 
+    /// The resources after `position` in the order of [`Self::iter`]; `None` is the start. Lets a
+    /// sender cut a state into chunks without holding them all.
+    pub fn iter_after<'a>(
+        &'a self,
+        position: Option<&'a (i32, String)>,
+    ) -> impl Iterator<Item = (&'a (i32, String), &'a Arc<[u8]>)> {
+        let from = position.map_or(Bound::Unbounded, Bound::Excluded);
+        self.resources.range((from, Bound::Unbounded))
+    }
+
     pub fn get(&self, kind: ResourceKind, id: &str) -> Option<&[u8]> {
-        self.resources.get(&(kind as i32, id.to_owned())).map(|p| &**p)
+        self.get_raw(kind as i32, id)
+    }
+
+    /// As [`Self::get`], for a kind that this build may not know.
+    pub fn get_raw(&self, kind: i32, id: &str) -> Option<&[u8]> {
+        self.resources.get(&(kind, id.to_owned())).map(|p| &**p)
     }
 
     /// Sets one resource, whatever the kind. The caller moves `revision`.

@@ -18,12 +18,6 @@ pub struct Batch {
     pub payloads: Vec<Vec<u8>>,
 }
 
-impl Batch {
-    pub fn last_seq(&self) -> u64 {
-        self.first_seq + self.payloads.len() as u64 - 1
-    }
-}
-
 /// Remembers where the last batch ended, so that a log is read once.
 pub struct Reader {
     dir: PathBuf,

@@ -5,7 +5,7 @@ use super::reader::{Batch, Reader};
 use super::{LogError, UsageLog};
 use crate::durable::unix_ms;
 use crate::link::{Backoff, Uplink};
-use lorikeet_contract::link::{UsageAck, UsageBatch};
+use lorikeet_contract::link::{USAGE_CURSOR_METADATA, UsageAck, UsageBatch};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -18,12 +18,32 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 pub enum ShipError {
     #[error("the control plane put this usage log in quarantine: {0}")]
     Quarantined(String),
-    #[error("the control plane has records up to {cursor}, this log sent {first_seq} and later")]
+    #[error(
+        "the control plane has this log's records up to {cursor}, which does not fit with {first_seq} \
+         being the next to ship: records are missing on one side"
+    )]
     Unbridgeable { cursor: u64, first_seq: u64 },
     #[error(transparent)]
     Log(#[from] LogError),
     #[error("reading the usage log failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+/// Why a batch was not taken.
+enum Refusal {
+    /// The control plane has less than was thought: up to this record.
+    Gap(u64),
+    NotNow(Status),
+}
+
+impl Refusal {
+    fn of(status: Status) -> Self {
+        let cursor = status.metadata().get(USAGE_CURSOR_METADATA);
+        match cursor.and_then(|value| value.to_str().ok()?.parse().ok()) {
+            Some(cursor) => Self::Gap(cursor),
+            None => Self::NotNow(status),
+        }
+    }
 }
 
 pub struct Shipper {
@@ -66,13 +86,13 @@ impl Shipper {
             }
             let first_seq = self.acknowledged + 1;
             let batch = self.on_disk(move |p| p.reader.batch(first_seq, durable_seq)).await?;
-            let last_seq = batch.last_seq();
             match self.send(batch).await {
                 Ok(ack) => {
                     backoff.reset();
-                    self.acknowledge(ack, first_seq, last_seq).await?;
+                    self.acknowledge(ack, first_seq).await?;
                 }
-                Err(status) => {
+                Err(Refusal::Gap(cursor)) => self.go_back(cursor, first_seq).await?,
+                Err(Refusal::NotNow(status)) => {
                     if stop.is_cancelled() {
                         return Ok(());
                     }
@@ -89,7 +109,7 @@ impl Shipper {
         }
     }
 
-    async fn send(&self, batch: Batch) -> Result<UsageAck, Status> {
+    async fn send(&self, batch: Batch) -> Result<UsageAck, Refusal> {
         let identity = self.log.identity();
         let mut request = tonic::Request::new(UsageBatch {
             node_id: self.uplink.node_id().to_string(),
@@ -102,32 +122,35 @@ impl Shipper {
         request.set_timeout(CALL_TIMEOUT);
         let mut client = self.uplink.client();
         let call = tokio::time::timeout(CALL_TIMEOUT, client.ship_usage(request));
-        let ack = call.await.map_err(|_| Status::deadline_exceeded("no answer"))??;
-        Ok(ack.into_inner())
+        match call.await {
+            Ok(Ok(ack)) => Ok(ack.into_inner()),
+            Ok(Err(status)) => Err(Refusal::of(status)),
+            Err(_) => Err(Refusal::NotNow(Status::deadline_exceeded("no answer"))),
+        }
     }
 
-    async fn acknowledge(
-        &mut self,
-        ack: UsageAck,
-        first_seq: u64,
-        last_seq: u64,
-    ) -> Result<(), ShipError> {
+    async fn acknowledge(&mut self, ack: UsageAck, first_seq: u64) -> Result<(), ShipError> {
         if !ack.quarantine_reason.is_empty() {
             return Err(ShipError::Quarantined(ack.quarantine_reason));
         }
-        // A cursor beyond what was sent belongs to a log that went on elsewhere; one that does not
-        // move although it could would make this a busy loop.
-        let cursor = ack.cursor;
-        if cursor > last_seq || cursor + 1 == first_seq {
+        // Past the batch when the cursor kept here was lost; never past the log's own end.
+        let end = *self.log.durable_seq().borrow();
+        if !(first_seq..=end).contains(&ack.cursor) {
+            return Err(ShipError::Unbridgeable { cursor: ack.cursor, first_seq });
+        }
+        self.move_to(ack.cursor).await
+    }
+
+    /// The control plane's database was restored: it needs again what it had acknowledged.
+    async fn go_back(&mut self, cursor: u64, first_seq: u64) -> Result<(), ShipError> {
+        if cursor >= self.acknowledged {
             return Err(ShipError::Unbridgeable { cursor, first_seq });
         }
-        if cursor + 1 < first_seq {
-            tracing::warn!(
-                cursor,
-                first_seq,
-                "the control plane lost usage records: shipping again"
-            );
-        }
+        tracing::warn!(cursor, first_seq, "the control plane lost usage records: shipping again");
+        self.move_to(cursor).await
+    }
+
+    async fn move_to(&mut self, cursor: u64) -> Result<(), ShipError> {
         self.on_disk(move |place| place.cursor.set(cursor, unix_ms())).await?;
         self.acknowledged = cursor;
         Ok(())

@@ -279,11 +279,6 @@ fn written_log() -> &'static TempDir {
     })
 }
 
-fn last_segment(dir: &Path) -> PathBuf {
-    let first_seq = *segment::list(dir).expect("segments").last().expect("a segment");
-    segment::path(dir, first_seq)
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -291,7 +286,9 @@ proptest! {
     fn a_tail_cut_at_any_byte_costs_the_cut_record_only(cut in 0.0f64..1.0) {
         let whole = records(written_log().path());
         let dir = crash_image(written_log().path());
-        let path = last_segment(dir.path());
+        let first_seq = *segment::list(dir.path()).expect("segments").last().expect("a segment");
+        let path = segment::path(dir.path(), first_seq);
+        let first_seq = first_seq as usize;
         let len = fs::metadata(&path).expect("a segment").len();
         let keep = (len as f64 * cut) as u64;
         OpenOptions::new().write(true).open(&path).and_then(|f| f.set_len(keep)).expect("a cut");
@@ -302,9 +299,8 @@ proptest! {
         let crashed = recovery.crashed_requests;
         let survivors = &kept[..kept.len() - crashed];
         prop_assert_eq!(survivors, &whole[..survivors.len()], "a prefix, nothing invented");
-        let bytes: u64 = whole[..survivors.len()].iter().skip(
-            segment::list(dir.path()).expect("segments").last().map_or(0, |first| *first as usize - 1)
-        ).map(|r| (frame::HEADER_BYTES + r.encoded_len()) as u64).sum();
+        let bytes: u64 = whole[first_seq - 1..survivors.len()].iter()
+            .map(|r| (frame::HEADER_BYTES + r.encoded_len()) as u64).sum();
         prop_assert_eq!(bytes + recovery.torn_bytes, keep, "only the cut record is gone");
         prop_assert!(kept[survivors.len()..].iter().all(|r| r.finish_reason() == FinishReason::Crashed));
     }

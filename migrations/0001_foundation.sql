@@ -46,11 +46,10 @@ create table membership (
 );
 create index membership_by_user on membership (user_id);
 
--- A session belongs to a user; `tenant_id` is the tenant chosen in it (null for an operator without one).
+-- A session belongs to a user (its CSRF token is derived from the session token); `tenant_id` is the tenant chosen in it (null for an operator without one).
 create table session (
   id           uuid primary key,
   token_hash   bytea not null constraint session_token_key unique check (length(token_hash) = 32),
-  csrf_hash    bytea not null check (length(csrf_hash) = 32),
   user_id      uuid not null references app_user (id),
   tenant_id    uuid,
   created_at   timestamptz not null default now(),
@@ -393,7 +392,8 @@ create index job_due on job (run_at) where finished_at is null and failed_at is 
 
 create table audit (
   id         uuid primary key,
-  tenant_id  uuid not null references tenant (id),
+  -- null: an operator looked across tenants
+  tenant_id  uuid references tenant (id),
   -- user usr_..., key key_..., node node_..., system
   actor      text not null,
   action     text not null,
@@ -415,14 +415,24 @@ $$;
 
 create function auth_session(p_token_hash bytea)
   returns table (session_id uuid, user_id uuid, email text, is_operator boolean, tenant_id uuid,
-                 tenant_name text, role text, csrf_hash bytea, expires_at timestamptz)
+                 tenant_name text, role text, suspended_at timestamptz, created_at timestamptz,
+                 last_seen_at timestamptz)
   language sql stable security definer set search_path = pg_catalog, public as $$
-  select s.id, u.id, u.email, u.is_operator, s.tenant_id, t.name, m.role, s.csrf_hash, s.expires_at
+  select s.id, u.id, u.email, u.is_operator, t.id, t.name, m.role, t.suspended_at, s.created_at,
+         s.last_seen_at
   from public.session s
   join public.app_user u on u.id = s.user_id and u.deleted_at is null
   left join public.tenant t on t.id = s.tenant_id and t.deleted_at is null
   left join public.membership m on m.tenant_id = s.tenant_id and m.user_id = s.user_id
   where s.token_hash = p_token_hash and s.expires_at > now()
+    and s.last_seen_at > now() - interval '3 days'
+$$;
+
+-- Forgets what has run out: sessions past their life or long unused, old login counters.
+create function auth_sweep() returns void
+  language sql security definer set search_path = pg_catalog, public as $$
+  delete from public.session where expires_at < now() or last_seen_at < now() - interval '3 days';
+  delete from public.login_attempt where window_start < now() - interval '1 day';
 $$;
 
 create function auth_key(p_key_id text)
@@ -459,6 +469,9 @@ begin
   end loop;
 end $$;
 
+-- Each look across tenants leaves a row that belongs to none.
+create policy operator_writes on audit for insert to lk_operator with check (tenant_id is null);
+
 alter table tenant enable row level security, force row level security;
 create policy tenant_rows on tenant to lk_app using (id = (select app_tenant())) with check (id = (select app_tenant()));
 create policy operator_reads on tenant for select to lk_operator using (true);
@@ -488,7 +501,7 @@ create policy ingest_writes on audit for insert to lk_ingest with check (true);
 
 grant usage on schema public to lk_app, lk_ingest, lk_operator;
 
-grant select, insert, update on app_user, tenant, api_key, adapter, adapter_version, upload, alias to lk_app;
+grant select, insert, update on app_user, api_key, adapter, adapter_version, upload, alias to lk_app;
 grant select, insert, update, delete on membership, session, upload_part, login_attempt to lk_app;
 grant select, insert on artifact, audit to lk_app;
 grant delete on alias to lk_app;
@@ -500,8 +513,9 @@ grant select (id, name, connected, acked_revision, revocation_seq, api_base_url,
   on node to lk_app;
 grant select on node_rejection, revocation to lk_app;
 grant select on manifest_counter to lk_app;
--- Being an operator is not something a page can grant.
+-- Being an operator, a quota or the end of a suspension is not something a page can grant.
 revoke insert, update on app_user from lk_app;
+grant select, insert (id, name), update (name, deleted_at) on tenant to lk_app;
 grant insert (id, email, password_hash, created_at), update (email, password_hash, deleted_at) on app_user to lk_app;
 
 grant select, insert, update on node, usage_cursor, usage_quarantine, base_model, usage_hourly to lk_ingest;
@@ -516,11 +530,12 @@ grant select on tenant, membership, adapter, adapter_version, artifact, alias, u
   usage_hourly, audit, node, node_rejection, usage_cursor, usage_quarantine, base_model, job,
   manifest_counter, revocation to lk_operator;
 grant select (id, email, is_operator, created_at, deleted_at) on app_user to lk_operator;
+grant insert on audit to lk_operator;
 grant select (id, tenant_id, key_id, name, scopes, environment, expires_at, created_at, last_used_at, revoked_at)
   on api_key to lk_operator;
 
 revoke execute on all functions in schema public from public;
 grant execute on function app_tenant(), app_user_id() to lk_app, lk_ingest, lk_operator;
 grant execute on function manifest_put(integer, text, bytea), revoke_now(uuid),
-  auth_user_by_email(text), auth_session(bytea), auth_key(text), auth_memberships(uuid) to lk_app;
+  auth_user_by_email(text), auth_session(bytea), auth_key(text), auth_memberships(uuid), auth_sweep() to lk_app;
 grant execute on function ensure_usage_partition(date) to lk_ingest;

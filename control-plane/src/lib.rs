@@ -1,1 +1,121 @@
+//! Accounts, keys, adapters, manifest, usage and the pages that show them.
+//!
+//! ```text
+//! http -> access -> api, pages -> db        uploads, jobs: adapters on their way to the nodes
+//!                   auth: who calls         link, usage:   the nodes' side
+//! ```
 
+pub mod access;
+pub mod api;
+pub mod auth;
+pub mod config;
+pub mod db;
+pub mod error;
+mod http;
+pub mod state;
+
+pub use auth::create_operator;
+pub use config::{Config, ConfigError};
+pub use db::migrate::migrate;
+pub use error::ApiError;
+pub use state::AppState;
+
+use access::{Registry, Route};
+use anyhow::Context;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Requests in flight get this long to end after the shutdown began.
+const DRAIN: Duration = Duration::from_secs(10);
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// Serves until `shutdown` is cancelled or a part fails; then all parts stop.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let db = db::Db::connect(&config.database).await?;
+    db::migrate::check_version(&db).await?;
+    let http = bind(config.listen, "LORIKEET_LISTEN").await?;
+    tracing::info!(address = %http.local_addr()?, "control plane listens");
+    let state = AppState::new(config, db.clone());
+
+    let stop = shutdown.child_token();
+    let mut parts = JoinSet::new();
+    parts.spawn(serve_http(http, app(&state).router, stop.clone()));
+    parts.spawn(sweep(state.clone(), stop.clone()));
+    let outcome = until_stopped(&mut parts, &stop).await;
+    db.close().await;
+    outcome
+}
+
+/// The first part to end ends the others; its error is the one reported.
+async fn until_stopped(
+    parts: &mut JoinSet<anyhow::Result<()>>,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut outcome = Ok(());
+    let mut give_up = std::pin::pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    });
+    loop {
+        let ended = tokio::select! {
+            ended = parts.join_next() => ended,
+            () = &mut give_up => {
+                tracing::warn!(parts = parts.len(), "stopping without waiting any longer");
+                return outcome;
+            }
+        };
+        let Some(ended) = ended else { return outcome };
+        stop.cancel();
+        let result = ended.context("a part of the control plane panicked").and_then(|r| r);
+        outcome = outcome.and(result);
+    }
+}
+
+/// Binds, or says which setting to change.
+pub async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}: set {setting} to a free address"))
+}
+
+/// The whole HTTP side.
+pub struct App {
+    pub router: axum::Router,
+    /// Every route with its access rule.
+    pub routes: Vec<Route>,
+}
+
+pub fn app(state: &AppState) -> App {
+    let registry = api::routes(Registry::new(state.clone()));
+    let (router, routes) = registry.finish();
+    App { router: http::surround(router, &state.config), routes }
+}
+
+async fn serve_http(
+    listener: TcpListener,
+    router: axum::Router,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+        .context("the HTTP server failed")
+}
+
+/// Forgets ended sessions and old login counters.
+async fn sweep(state: AppState, stop: CancellationToken) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        let swept = sqlx::query("select auth_sweep()").execute(state.db.app.untenanted()).await;
+        if let Err(error) = swept {
+            tracing::warn!(%error, "ended sessions were not swept; trying again later");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use lorikeet_contract::{BaseModelSpec, Linear, WeightsDigest};
 use memmap2::Mmap;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -116,11 +116,11 @@ impl Gguf {
     }
 
     fn eos_tokens(&self) -> Result<Vec<u32>, ModelError> {
-        let mut tokens = Vec::new();
+        let mut tokens = BTreeSet::new();
         for key in ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"] {
-            tokens.extend(self.optional_u32(key)?.filter(|id| !tokens.contains(id)));
+            tokens.extend(self.optional_u32(key)?);
         }
-        Ok(tokens)
+        Ok(tokens.into_iter().collect())
     }
 
     fn optional(&self, key: &str) -> Option<&Value> {

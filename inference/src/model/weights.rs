@@ -21,7 +21,7 @@ pub struct ModelConfig {
     /// The output layer is the embedding.
     pub tie_word_embeddings: bool,
     pub bos_token: Option<u32>,
-    /// Tokens that end an answer.
+    /// Tokens that end an answer, in ascending order.
     pub eos_tokens: Vec<u32>,
 }
 

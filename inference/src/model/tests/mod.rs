@@ -1,3 +1,7 @@
+mod formats;
 mod loading;
 mod oracle;
 mod prompts;
+mod templates;
+mod text;
+mod tiny;

@@ -3,7 +3,11 @@
 
 use crate::model::fixture::base_model;
 use crate::model::reference::{ReferenceAdapter, ReferenceModel};
+use lorikeet_contract::Linear;
+use lorikeet_contract::adapter::{ArtifactHeader, inspect, pack};
 use lorikeet_kit::{Case, PositionLogits, Reference};
+use std::fs;
+use std::io::Cursor;
 use std::sync::LazyLock;
 
 /// The kit's limit for fp32 arithmetic, on logits and on natural-log probabilities.
@@ -87,5 +91,53 @@ fn the_base_model_gives_the_reference_logits() {
     let reference = lorikeet_kit::reference(None);
     for index in 0..reference.cases.len() {
         assert_matches("base", index, &run(&reference, index, None));
+    }
+}
+
+/// The kit's adapter, packed as a node gets it.
+fn adapter(name: &str) -> Option<ReferenceAdapter> {
+    let dir = lorikeet_kit::adapter_dir(name);
+    let config = fs::read(dir.join("adapter_config.json")).expect("reads");
+    // A checkout that stands alone lacks one adapter's weights.
+    let Ok(weights) = fs::read(dir.join("adapter_model.safetensors")) else {
+        assert!(!lorikeet_kit::is_complete(), "{name} has no weights");
+        return None;
+    };
+    let mut weights = Cursor::new(weights);
+    let inspected = inspect(&config, &mut weights, &base_model().weights.config.spec)
+        .unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut file = Vec::new();
+    pack(&inspected.plan, inspected.digest, &mut weights, &mut file).expect("packs");
+    let header = ArtifactHeader::parse(&file, file.len() as u64).expect("a packed adapter");
+    Some(ReferenceAdapter::from_artifact(&header, &file).expect("plain tensors"))
+}
+
+#[test]
+fn every_required_adapter_gives_its_reference_logits() {
+    for entry in lorikeet_kit::index().adapters.iter().filter(|entry| entry.required) {
+        let name = entry.adapter.as_str();
+        let Some(adapter) = adapter(name) else { continue };
+        let reference = lorikeet_kit::reference(Some(name));
+        let index = reference.logits_check.case;
+        assert_matches(name, index, &run(&reference, index, Some(&adapter)));
+    }
+}
+
+/// The kit's point: with wide margins a wrong adapter still says the same, so only logits can tell.
+#[test]
+fn planted_mistakes_leave_the_tokens_equal_and_the_logits_far_off() {
+    type Mistake = fn(&mut ReferenceAdapter);
+    let mistakes: [(&str, Mistake); 3] = [
+        ("esperanto", |a| a.modules.values_mut().for_each(|m| m.magnitude = None)),
+        ("pirate", |a| a.modules.values_mut().for_each(|m| m.scale /= 2.0)),
+        ("pirate", |a| a.modules.retain(|(_, linear), _| *linear != Linear::KProj)),
+    ];
+    for (name, plant) in mistakes {
+        let reference = lorikeet_kit::reference(Some(name));
+        let mut adapter = adapter(name).expect("part of every checkout");
+        plant(&mut adapter);
+        let outcome = run(&reference, reference.logits_check.case, Some(&adapter));
+        assert!(outcome.tokens_equal, "{name}");
+        assert!(outcome.logits > 1000.0 * TOLERANCE, "{name}: {}", outcome.logits);
     }
 }

@@ -1,0 +1,159 @@
+//! Keeps the manifest: in memory, where requests read it, and on the disk.
+
+use super::denied::DenySet;
+use super::manifest::{Current, Manifest};
+use super::store::ManifestStore;
+use super::view::ManifestView;
+use crate::engine::EngineHandle;
+use lorikeet_contract::WeightsDigest;
+use lorikeet_contract::link::{Ack, Delta, Rejection, Revocations};
+use lorikeet_contract::manifest::ManifestState;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub struct Keeper {
+    state: ManifestState,
+    base: WeightsDigest,
+    shared: Arc<Manifest>,
+    engine: EngineHandle,
+    store: Arc<Mutex<ManifestStore>>,
+    denied_path: PathBuf,
+}
+
+impl Keeper {
+    /// Reads what `dir` keeps and serves it at once. Blocks on the disk.
+    pub fn open(
+        dir: &Path,
+        base: WeightsDigest,
+        shared: Arc<Manifest>,
+        engine: EngineHandle,
+    ) -> io::Result<Self> {
+        let (store, state) = ManifestStore::open(dir)?;
+        let denied_path = dir.join("denied.json");
+        let denied = DenySet::load(&denied_path)?;
+        let view = ManifestView::new(&state, base);
+        let applied = state.cp_epoch != 0;
+        if applied {
+            tracing::info!(
+                revision = state.revision,
+                resources = state.len(),
+                "serving from the manifest kept on disk"
+            );
+        }
+        shared.swap(Current { view: Arc::new(view), denied: Arc::new(denied), applied });
+        let store = Arc::new(Mutex::new(store));
+        Ok(Self { state, base, shared, engine, store, denied_path })
+    }
+
+    pub fn state(&self) -> &ManifestState {
+        &self.state
+    }
+
+    pub fn revocation_seq(&self) -> u64 {
+        self.shared.current().denied.seq
+    }
+
+    /// Takes over a whole state; the answer rejects whatever in it this node cannot use.
+    pub async fn replace(&mut self, next: ManifestState) -> Ack {
+        let view = self.serve(&next).await;
+        self.state = next;
+        let state = self.state.clone();
+        self.save(move |store| store.replace(&state)).await;
+        self.ack(view.rejected().to_vec())
+    }
+
+    /// Follows a change, or asks for the whole state when it does not follow from the one held. The
+    /// answer rejects what of the change this node cannot use.
+    pub async fn apply(&mut self, delta: Delta) -> Ack {
+        let next = match self.state.applied(&delta) {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::warn!(%error, "asking the control plane for the whole manifest");
+                return self.resync();
+            }
+        };
+        let view = self.serve(&next).await;
+        self.state = next;
+        let rejected = view
+            .rejected()
+            .iter()
+            .filter(|r| delta.upserts.iter().any(|u| u.kind == r.kind && u.id == r.id))
+            .cloned()
+            .collect();
+        let state = self.state.clone();
+        self.save(move |store| store.append(&delta, &state)).await;
+        self.ack(rejected)
+    }
+
+    /// Refuses the revoked from now on, ends what runs on their account, and keeps it on the disk.
+    pub async fn revoke(&mut self, revocations: &Revocations) {
+        let current = self.shared.current();
+        let mut denied = DenySet::clone(&current.denied);
+        let added = denied.add(revocations);
+        self.swap_denied(&current, denied).await;
+        for revocation in added {
+            self.engine.revoke(revocation).await;
+        }
+    }
+
+    pub fn resync(&self) -> Ack {
+        Ack { resync: true, ..self.ack(Vec::new()) }
+    }
+
+    fn ack(&self, rejected: Vec<Rejection>) -> Ack {
+        Ack {
+            cp_epoch: self.state.cp_epoch,
+            revision: self.state.revision,
+            state_digest: self.state.digest().to_vec(),
+            rejected,
+            resync: false,
+        }
+    }
+
+    /// Puts a view of `next` before requests, and ends what it takes away.
+    async fn serve(&self, next: &ManifestState) -> Arc<ManifestView> {
+        let before = self.shared.current();
+        let view = Arc::new(ManifestView::new(next, self.base));
+        let mut denied = DenySet::clone(&before.denied);
+        let settled = denied.settle(&before.view, &view);
+        let current = Current { view: view.clone(), denied: before.denied.clone(), applied: true };
+        self.shared.swap(current);
+        if settled {
+            self.swap_denied(&self.shared.current(), denied).await;
+        }
+        let withdrawn = view.withdrawn_since(&before.view);
+        for revocation in withdrawn.access {
+            self.engine.revoke(revocation).await;
+        }
+        for adapter in withdrawn.adapters {
+            self.engine.forget(adapter).await;
+        }
+        view
+    }
+
+    async fn swap_denied(&self, current: &Current, denied: DenySet) {
+        let denied = Arc::new(denied);
+        self.shared.swap(Current {
+            view: current.view.clone(),
+            denied: denied.clone(),
+            applied: current.applied,
+        });
+        let path = self.denied_path.clone();
+        self.save(move |_| denied.save(&path)).await;
+    }
+
+    /// What cannot be saved is served all the same: the next start then asks for it again.
+    async fn save(
+        &self,
+        write: impl FnOnce(&mut ManifestStore) -> io::Result<()> + Send + 'static,
+    ) {
+        let store = self.store.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            write(&mut store.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        if let Err(error) = written.await.map_err(io::Error::other).flatten() {
+            tracing::error!(%error, "the manifest could not be kept on disk");
+        }
+    }
+}

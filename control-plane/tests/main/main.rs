@@ -1,5 +1,10 @@
 //! The control plane from the outside: HTTP against a real PostgreSQL, as the real roles.
 
 mod account;
+mod forgery;
+mod isolation;
 mod keys;
+mod manifest;
+mod routes;
+mod serving;
 mod support;

@@ -1,0 +1,149 @@
+//! Walks every route that is registered, whatever it does.
+
+use crate::support::{Answer, Client, TestApp, send};
+use lorikeet_contract::key::Scope;
+use lorikeet_control_plane::access::{Access, Method, Route};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+/// Everything that answers someone unknown.
+const PUBLIC: [(Method, &str); 3] = [
+    (Method::Get, "/api/v1/service"),
+    (Method::Post, "/api/v1/signup"),
+    (Method::Post, "/api/v1/login"),
+];
+
+/// What of `client`'s tenant a path parameter can name.
+async fn sample(client: &Client<'_>, parameter: &str) -> String {
+    match parameter {
+        "key_id" => client.create_key(&["read"]).await["id"].as_str().unwrap().to_owned(),
+        _ => panic!("no sample for the path parameter `{parameter}`: add one here"),
+    }
+}
+
+/// A body that the route accepts, so that the answer is about the path.
+fn sample_body(_route: &Route) -> Value {
+    json!({})
+}
+
+/// `route`'s path with things of `client`'s tenant in it.
+async fn path_of(route: &Route, client: &Client<'_>) -> String {
+    let mut segments = Vec::new();
+    for segment in route.path.split('/') {
+        match segment.strip_prefix('{').and_then(|s| s.strip_suffix('}')) {
+            Some(parameter) => segments.push(sample(client, parameter).await),
+            None => segments.push(segment.to_owned()),
+        }
+    }
+    segments.join("/")
+}
+
+async fn call(client: &Client<'_>, route: &Route, path: &str) -> Answer {
+    let method = route.method.as_str().parse().unwrap();
+    let request = client.request(method, path);
+    match route.method {
+        Method::Get | Method::Delete => send(request).await,
+        Method::Post | Method::Put => send(request.json(&sample_body(route))).await,
+    }
+}
+
+fn is_page(route: &Route) -> bool {
+    !route.path.starts_with("/api/")
+}
+
+#[tokio::test]
+async fn whoever_is_unknown_is_refused_by_every_route_that_is_not_listed_as_public() {
+    let app = TestApp::start().await;
+    let anonymous = app.anonymous();
+    let forger = app.with_key("lk_live_junk");
+    let owner = app.sign_up("ann").await;
+    for route in &app.routes {
+        if route.access == Access::Public {
+            assert!(PUBLIC.contains(&(route.method, route.path)), "{route:?} is not listed");
+            continue;
+        }
+        let path = path_of(route, &owner).await;
+        let answer = call(&anonymous, route, &path).await;
+        let sent_to_login = is_page(route) && answer.status == StatusCode::SEE_OTHER;
+        assert!(
+            answer.status == StatusCode::UNAUTHORIZED || sent_to_login,
+            "{route:?}: {answer:?}"
+        );
+        let answer = call(&forger, route, &path).await;
+        let sent_to_login = is_page(route) && answer.status == StatusCode::SEE_OTHER;
+        assert!(
+            answer.status == StatusCode::UNAUTHORIZED || sent_to_login,
+            "{route:?}: {answer:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn another_tenants_things_are_not_found_by_any_route() {
+    let app = TestApp::start().await;
+    let (ann, eve) = (app.sign_up("ann").await, app.sign_up("eve").await);
+    let with_parameters = |r: &&Route| r.path.contains('{') && r.access != Access::Public;
+    let mut walked = 0;
+    for route in app.routes.iter().filter(with_parameters) {
+        let path = path_of(route, &ann).await;
+        let answer = call(&eve, route, &path).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{route:?}: {answer:?}");
+        // The same request means something to whom the thing belongs.
+        let answer = call(&ann, route, &path).await;
+        assert_ne!(answer.status, StatusCode::NOT_FOUND, "{route:?}: {answer:?}");
+        walked += 1;
+    }
+    assert!(walked > 0);
+}
+
+#[tokio::test]
+async fn a_key_without_the_scope_is_refused_by_every_route_that_needs_it() {
+    let app = TestApp::start().await;
+    let ann = app.sign_up("ann").await;
+    let key =
+        async |scopes: &[&str]| app.with_key(ann.create_key(scopes).await["key"].as_str().unwrap());
+    let (caller, reader, manager) =
+        (key(&["inference"]).await, key(&["inference", "read"]).await, key(&["manage"]).await);
+    for route in &app.routes {
+        let (refused, code): (Vec<&Client<'_>>, _) = match route.access {
+            Access::Public | Access::Authenticated => continue,
+            Access::Tenant(Scope::Inference) => (vec![&manager], "insufficient_scope"),
+            Access::Tenant(Scope::Read) => (vec![&caller], "insufficient_scope"),
+            Access::Tenant(Scope::Manage) => (vec![&caller, &reader], "insufficient_scope"),
+            Access::Session => (vec![&caller, &reader, &manager], "session_only"),
+            Access::Operator => (vec![&caller, &reader, &manager, &ann], "operator_only"),
+        };
+        let path = path_of(route, &ann).await;
+        for client in refused {
+            let answer = call(client, route, &path).await;
+            assert_eq!(answer.status, StatusCode::FORBIDDEN, "{route:?}: {answer:?}");
+            assert!(is_page(route) || answer.code() == code, "{route:?}: {answer:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_suspended_tenants_keys_stop_and_its_people_may_only_look() {
+    let app = TestApp::start().await;
+    let ann = app.sign_up("ann").await;
+    let bot = ann.create_key(&["manage"]).await;
+    let bot = app.with_key(bot["key"].as_str().unwrap());
+    sqlx::query("update tenant set suspended_at = now()")
+        .execute(&mut app.owner().await)
+        .await
+        .unwrap();
+    assert_eq!(bot.get("/api/v1/keys").await.code(), "tenant_suspended");
+    assert_eq!(ann.get("/api/v1/keys").await.status, StatusCode::OK);
+    let refused = ann.post("/api/v1/keys", json!({ "name": "x", "scopes": ["read"] })).await;
+    assert_eq!(refused.code(), "tenant_suspended");
+}
+
+#[tokio::test]
+async fn unknown_addresses_and_methods_are_answered_in_the_same_form() {
+    let app = TestApp::start().await;
+    let anonymous = app.anonymous();
+    let answer = anonymous.get("/api/v1/nothing-here").await;
+    assert_eq!((answer.status, answer.code()), (StatusCode::NOT_FOUND, "not_found"));
+    let answer = anonymous.delete("/api/v1/service").await;
+    assert_eq!(answer.code(), "method_not_allowed");
+}

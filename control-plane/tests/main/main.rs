@@ -1,5 +1,7 @@
 //! The control plane from the outside: HTTP against a real PostgreSQL, as the real roles.
 
+#![expect(clippy::unwrap_used, reason = "in a test the panic is the report")]
+
 mod account;
 mod forgery;
 mod isolation;

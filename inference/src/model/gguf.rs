@@ -165,19 +165,19 @@ impl Gguf {
         Ok(self.value(key)?.to_vec().map_err(|_| self.mistyped(key))?)
     }
 
-    pub(super) fn strings(&self, key: &str) -> Result<Vec<&str>, ModelError> {
-        let text = |v| match v {
-            &Value::String(ref text) => Ok(text.as_str()),
+    pub(super) fn strings<'a>(&'a self, key: &str) -> Result<Vec<&'a str>, ModelError> {
+        let text = |value: &'a Value| match value {
+            Value::String(text) => Ok(text.as_str()),
             _ => Err(self.mistyped(key)),
         };
         self.array(key)?.iter().map(text).collect()
     }
 
     pub(super) fn integers(&self, key: &str) -> Result<Vec<i64>, ModelError> {
-        let integer = |v| match v {
-            &Value::I32(v) => Ok(v.into()),
-            &Value::U32(v) => Ok(v.into()),
-            &Value::U8(v) => Ok(v.into()),
+        let integer = |value: &Value| match value {
+            Value::I32(v) => Ok((*v).into()),
+            Value::U32(v) => Ok((*v).into()),
+            Value::U8(v) => Ok((*v).into()),
             _ => Err(self.mistyped(key)),
         };
         self.array(key)?.iter().map(integer).collect()

@@ -4,6 +4,8 @@
 
 pub mod postgres;
 
+pub mod compare;
+
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -4,6 +4,7 @@
 //! token of a row may then still be on the device ([`Input::PreviousSample`]).
 
 pub mod batch;
+pub mod cpu;
 
 use crate::adapters::AdapterKey;
 use lorikeet_contract::adapter::ArtifactHeader;

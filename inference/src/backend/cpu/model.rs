@@ -1,0 +1,220 @@
+//! The base model, packed for the kernels.
+
+use super::element::Element;
+use super::pack::Packed;
+use crate::backend::BackendError;
+use crate::model::{LayerWeights, Matrix, ModelWeights};
+use lorikeet_contract::{BaseModelSpec, Linear};
+use std::ops::Range;
+
+/// Linears that read the same input are one matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    Qkv,
+    Output,
+    GateUp,
+    Down,
+}
+
+impl Group {
+    pub const ALL: [Group; 4] = [Group::Qkv, Group::Output, Group::GateUp, Group::Down];
+
+    pub fn linears(self) -> &'static [Linear] {
+        match self {
+            Group::Qkv => &[Linear::QProj, Linear::KProj, Linear::VProj],
+            Group::Output => &[Linear::OProj],
+            Group::GateUp => &[Linear::GateProj, Linear::UpProj],
+            Group::Down => &[Linear::DownProj],
+        }
+    }
+
+    pub fn of(linear: Linear) -> Self {
+        match linear {
+            Linear::QProj | Linear::KProj | Linear::VProj => Group::Qkv,
+            Linear::OProj => Group::Output,
+            Linear::GateProj | Linear::UpProj => Group::GateUp,
+            Linear::DownProj => Group::Down,
+        }
+    }
+
+    /// Where a linear's outputs stand among its group's.
+    pub fn columns(spec: &BaseModelSpec, linear: Linear) -> Range<usize> {
+        let before = Group::of(linear).linears().iter().take_while(|&&l| l != linear);
+        let start: usize = before.map(|&l| spec.shape(l).0).sum();
+        start..start + spec.shape(linear).0
+    }
+}
+
+pub struct PackedLayer<T> {
+    /// In the order of [`Group::ALL`].
+    groups: [Packed<T>; 4],
+    pub input_norm: Vec<f32>,
+    pub post_attention_norm: Vec<f32>,
+}
+
+pub struct PackedModel<T> {
+    pub spec: BaseModelSpec,
+    pub rms_norm_eps: f32,
+    pub layers: Vec<PackedLayer<T>>,
+    pub norm: Vec<f32>,
+    pub lm_head: Packed<T>,
+    /// None when tied: rows are then read out of `lm_head`.
+    embedding: Option<Packed<T>>,
+    pub rope: Rope,
+}
+
+/// Cosines and sines of every position, `half` of each.
+pub struct Rope {
+    half: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl<T: Element> PackedLayer<T> {
+    pub fn group(&self, group: Group) -> &Packed<T> {
+        &self.groups[group as usize]
+    }
+}
+
+impl<T: Element> PackedModel<T> {
+    pub fn new(weights: &ModelWeights, threads: usize) -> Result<Self, BackendError> {
+        check(weights)?;
+        let config = &weights.config;
+        let spec = config.spec.clone();
+        let head = weights.lm_head.as_ref().unwrap_or(&weights.embedding);
+        let untied = weights.lm_head.is_some();
+        Ok(Self {
+            rms_norm_eps: config.rms_norm_eps,
+            layers: pack_layers(&weights.layers, threads),
+            norm: weights.norm.clone(),
+            lm_head: pack(&[head]),
+            embedding: untied.then(|| pack(&[&weights.embedding])),
+            rope: Rope::new(&spec, config.rope_theta),
+            spec,
+        })
+    }
+
+    pub fn hidden(&self) -> usize {
+        self.spec.hidden_size as usize
+    }
+
+    pub fn intermediate(&self) -> usize {
+        self.spec.intermediate_size as usize
+    }
+
+    pub fn head_dim(&self) -> usize {
+        self.spec.head_dim as usize
+    }
+
+    pub fn kv_heads(&self) -> usize {
+        self.spec.num_kv_heads as usize
+    }
+
+    /// Width of all query heads together.
+    pub fn query_width(&self) -> usize {
+        (self.spec.num_heads * self.spec.head_dim) as usize
+    }
+
+    /// The embedding of a token below the vocabulary's size.
+    pub fn embed(&self, token: u32, out: &mut [f32]) {
+        let table = self.embedding.as_ref().unwrap_or(&self.lm_head);
+        for (out, value) in out.iter_mut().zip(table.output(token as usize)) {
+            *out = value;
+        }
+    }
+}
+
+impl Rope {
+    fn new(spec: &BaseModelSpec, theta: f32) -> Self {
+        let half = spec.head_dim as usize / 2;
+        let frequencies: Vec<f32> =
+            (0..half).map(|i| 1.0 / theta.powf(i as f32 / half as f32)).collect();
+        let angles: Vec<f32> = (0..spec.context_length)
+            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
+            .collect();
+        let cos = angles.iter().map(|a| a.cos()).collect();
+        let sin = angles.iter().map(|a| a.sin()).collect();
+        Self { half, cos, sin }
+    }
+
+    /// `(cos, sin)` at a position below the context length.
+    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
+        let range = position * self.half..(position + 1) * self.half;
+        (&self.cos[range.clone()], &self.sin[range])
+    }
+}
+
+fn pack_layers<T: Element>(layers: &[LayerWeights], threads: usize) -> Vec<PackedLayer<T>> {
+    let share = layers.len().div_ceil(threads.max(1)).max(1);
+    std::thread::scope(|scope| {
+        let parts: Vec<_> = layers
+            .chunks(share)
+            .map(|part| scope.spawn(|| part.iter().map(pack_layer).collect::<Vec<_>>()))
+            .collect();
+        let join = |part: std::thread::ScopedJoinHandle<'_, Vec<PackedLayer<T>>>| {
+            part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        parts.into_iter().flat_map(join).collect()
+    })
+}
+
+fn pack_layer<T: Element>(layer: &LayerWeights) -> PackedLayer<T> {
+    PackedLayer {
+        groups: Group::ALL.map(|group| {
+            let parts: Vec<&Matrix> = group.linears().iter().map(|&l| layer.linear(l)).collect();
+            pack(&parts)
+        }),
+        input_norm: layer.input_norm.clone(),
+        post_attention_norm: layer.post_attention_norm.clone(),
+    }
+}
+
+/// Matrices of the same input, one below the other.
+fn pack<T: Element>(parts: &[&Matrix]) -> Packed<T> {
+    let outputs = parts.iter().map(|m| m.rows).sum();
+    let mut packed = Packed::zeros(outputs, parts[0].cols);
+    let rows = parts.iter().flat_map(|m| m.data.chunks_exact(m.cols));
+    for (output, row) in rows.enumerate() {
+        packed.set_output(output, row.iter().map(|w| w.to_f32()));
+    }
+    packed
+}
+
+fn check(weights: &ModelWeights) -> Result<(), BackendError> {
+    let spec = &weights.config.spec;
+    let refuse = |what: String| Err(BackendError::Device(format!("the model's {what}")));
+    let sizes = [spec.hidden_size, spec.intermediate_size, spec.head_dim, spec.num_kv_heads];
+    if sizes.contains(&0) || !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
+        return refuse("sizes are zero, or its query heads no multiple of its key heads".into());
+    }
+    if [spec.hidden_size, spec.intermediate_size, spec.head_dim].iter().any(|n| n % 2 != 0) {
+        return refuse("sizes are odd, which the kernels do not take".into());
+    }
+    let hidden = spec.hidden_size as usize;
+    let vocabulary = (spec.vocab_size as usize, hidden);
+    let has_shape = |m: &Matrix, shape: (usize, usize)| {
+        (m.rows, m.cols) == shape && m.data.len() == shape.0 * shape.1
+    };
+    if !has_shape(&weights.embedding, vocabulary)
+        || weights.lm_head.as_ref().is_some_and(|head| !has_shape(head, vocabulary))
+    {
+        return refuse("embedding or output layer has another shape than its sizes say".into());
+    }
+    if weights.layers.len() != spec.num_layers as usize {
+        return refuse(format!("{} layers should be {}", weights.layers.len(), spec.num_layers));
+    }
+    for (index, layer) in weights.layers.iter().enumerate() {
+        for linear in Linear::ALL {
+            if !has_shape(layer.linear(linear), spec.shape(linear)) {
+                return refuse(format!("layer {index} {} has another shape", linear.as_str()));
+            }
+        }
+        if layer.input_norm.len() != hidden || layer.post_attention_norm.len() != hidden {
+            return refuse(format!("layer {index} norms have another length"));
+        }
+    }
+    if weights.norm.len() != hidden {
+        return refuse("last norm has another length".into());
+    }
+    Ok(())
+}

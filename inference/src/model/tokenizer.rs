@@ -146,7 +146,8 @@ impl Tokenizer {
     }
 
     /// Without adding a token for the beginning of the text: chat templates write their own. Where
-    /// specials are recognised, the marks that [`Tokenizer::defuse`] left are dropped.
+    /// specials are recognised, the marks that [`Tokenizer::defuse`] left are dropped. So are, always,
+    /// the few bytes that a vocabulary may lack (rare control characters), as the original does.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = Vec::new();
         if specials == Specials::AsText {

@@ -14,6 +14,7 @@ fn user(content: &str) -> ChatMessage {
 }
 
 proptest! {
+    // Proptest's strings have no control characters; this vocabulary lacks six of them.
     #[test]
     fn any_text_survives_its_tokens_one_at_a_time(text in any::<String>()) {
         let ids = tokenizer().encode(&text, Specials::AsText).expect("encodes");
@@ -74,6 +75,12 @@ fn an_answer_cut_inside_a_character_ends_in_one_replacement() {
     let (end, before) = pieces.split_last().expect("an end");
     assert_eq!(before.concat(), "");
     assert_eq!(end, "\u{FFFD}");
+}
+
+#[test]
+fn a_byte_that_the_vocabulary_lacks_is_dropped() {
+    let ids = tokenizer().encode("a\u{4}b\t", Specials::AsText).expect("encodes");
+    assert_eq!(tokenizer().decode(&ids), "ab\t");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! device slots, and answers customers by itself.
 
 pub mod adapters;
+pub mod api;
 pub mod backend;
 mod durable;
 pub mod engine;

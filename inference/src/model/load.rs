@@ -129,17 +129,28 @@ fn is_quantization(part: &str) -> bool {
 }
 
 impl LoadedModel {
+    /// See [`ChatTemplate::prompt`].
+    pub fn prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
+        self.chat_template.prompt(&self.tokenizer, messages)
+    }
+}
+
+impl ChatTemplate {
     /// The prompt of a chat, up to where the assistant's answer begins. Only the template can write
     /// special tokens: their names inside a message stay text.
-    pub fn prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
+    pub fn prompt(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[ChatMessage],
+    ) -> Result<Vec<u32>, PromptError> {
         let messages: Vec<ChatMessage> = messages
             .iter()
             .map(|message| ChatMessage {
-                role: self.tokenizer.defuse(&message.role).into_owned(),
-                content: self.tokenizer.defuse(&message.content).into_owned(),
+                role: tokenizer.defuse(&message.role).into_owned(),
+                content: tokenizer.defuse(&message.content).into_owned(),
             })
             .collect();
-        let text = self.chat_template.render(&messages, true)?;
-        Ok(self.tokenizer.encode(&text, Specials::Recognised)?)
+        let text = self.render(&messages, true)?;
+        Ok(tokenizer.encode(&text, Specials::Recognised)?)
     }
 }

@@ -1,0 +1,104 @@
+//! From tokens to the text that a client sees, and the log probabilities that go with it.
+
+use super::stop::StopStrings;
+use crate::backend::SampledToken;
+use crate::model::{Detokenizer, Tokenizer};
+use serde::Serialize;
+use std::collections::VecDeque;
+
+/// One entry of OpenAI's `logprobs.content`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TokenLogprob {
+    #[serde(flatten)]
+    pub chosen: Candidate,
+    pub top_logprobs: Vec<Candidate>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Candidate {
+    pub token: String,
+    pub logprob: f32,
+    pub bytes: Vec<u8>,
+}
+
+/// What the answer has grown by.
+#[derive(Debug, Default, PartialEq)]
+pub struct Piece {
+    pub text: String,
+    /// Of the tokens whose text has been let through.
+    pub logprobs: Vec<TokenLogprob>,
+    /// A stop string has come: the answer ends here, whatever follows.
+    pub stopped: bool,
+}
+
+impl Piece {
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.logprobs.is_empty()
+    }
+}
+
+pub struct Answer {
+    detokenizer: Detokenizer,
+    stop: StopStrings,
+    /// Bytes of text so far, and of those how many have been let through.
+    produced: usize,
+    passed: usize,
+    /// With the length of the text up to their end.
+    logprobs: VecDeque<(usize, TokenLogprob)>,
+}
+
+impl Answer {
+    pub fn new(detokenizer: Detokenizer, stop: Vec<String>) -> Self {
+        Self {
+            detokenizer,
+            stop: StopStrings::new(stop),
+            produced: 0,
+            passed: 0,
+            logprobs: VecDeque::new(),
+        }
+    }
+
+    pub fn push(&mut self, tokenizer: &Tokenizer, sampled: &SampledToken) -> Piece {
+        let text = self.detokenizer.push(sampled.token);
+        self.produced += text.len();
+        if let Some(logprob) = sampled.logprob
+            && !tokenizer.is_special(sampled.token)
+        {
+            let top = sampled.top_logprobs.iter();
+            let entry = TokenLogprob {
+                chosen: candidate(tokenizer, sampled.token, logprob),
+                top_logprobs: top.map(|(id, p)| candidate(tokenizer, *id, *p)).collect(),
+            };
+            self.logprobs.push_back((self.produced, entry));
+        }
+        self.pass(&text)
+    }
+
+    /// The end of the answer, unless a stop string has ended it.
+    pub fn finish(&mut self) -> Piece {
+        let text = self.detokenizer.finish();
+        self.produced += text.len();
+        let mut piece = self.pass(&text);
+        if !piece.stopped {
+            piece.text += &self.stop.finish();
+            piece.logprobs.extend(self.logprobs.drain(..).map(|(_, entry)| entry));
+        }
+        piece
+    }
+
+    fn pass(&mut self, text: &str) -> Piece {
+        let passed = self.stop.push(text);
+        self.passed += passed.text.len();
+        let through = self.logprobs.iter().take_while(|(end, _)| *end <= self.passed).count();
+        Piece {
+            text: passed.text,
+            logprobs: self.logprobs.drain(..through).map(|(_, entry)| entry).collect(),
+            stopped: passed.stopped,
+        }
+    }
+}
+
+fn candidate(tokenizer: &Tokenizer, token: u32, logprob: f32) -> Candidate {
+    let bytes = tokenizer.token_bytes(token).unwrap_or_default();
+    Candidate { token: String::from_utf8_lossy(bytes).into_owned(), logprob, bytes: bytes.to_vec() }
+}

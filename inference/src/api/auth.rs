@@ -1,0 +1,71 @@
+//! Who calls. Every path under /v1 passes here, those that do not exist too.
+
+use super::Api;
+use super::error::ApiError;
+use crate::durable::unix_ms;
+use crate::link::{Current, Key};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use lorikeet_contract::key::{ApiKey, Scope};
+use lorikeet_contract::{KeyId, TenantId};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The caller, and the manifest against which the request was checked.
+#[derive(Clone)]
+pub struct Caller {
+    pub tenant: TenantId,
+    pub key: KeyId,
+    pub current: Arc<Current>,
+}
+
+pub async fn require_key(
+    State(api): State<Arc<Api>>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let key = bearer(request.headers())?;
+    let caller = identify(&key, api.manifest.current(), api.manifest.staleness(), unix_ms())?;
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
+}
+
+fn bearer(headers: &HeaderMap) -> Result<ApiKey, ApiError> {
+    let text = headers.get(header::AUTHORIZATION).ok_or(ApiError::NoKey)?;
+    let text = text.to_str().map_err(|_| ApiError::NoKey)?;
+    let (scheme, key) = text.split_once(' ').ok_or(ApiError::NoKey)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(ApiError::NoKey);
+    }
+    Ok(ApiKey::parse(key.trim())?)
+}
+
+/// `staleness` is None when the control plane has not been heard since the start.
+fn identify(
+    presented: &ApiKey,
+    current: Arc<Current>,
+    staleness: Option<Duration>,
+    now_unix_ms: i64,
+) -> Result<Caller, ApiError> {
+    let key = current.view.key(presented.key_id()).ok_or(ApiError::UnknownKey)?;
+    if !presented.matches(&key.secret_hash) || current.denied.denies(key.id, key.tenant_id) {
+        return Err(ApiError::UnknownKey);
+    }
+    let tenant = current.view.tenant(key.tenant_id).ok_or(ApiError::UnknownKey)?;
+    let Key { id, tenant_id, .. } = *key;
+    if key.expires_unix_ms.is_some_and(|at| at <= now_unix_ms) {
+        return Err(ApiError::ExpiredKey);
+    }
+    if tenant.suspended {
+        return Err(ApiError::Suspended);
+    }
+    if !key.scopes.contains(&Scope::Inference) {
+        return Err(ApiError::Scope);
+    }
+    if tenant.max_staleness.is_some_and(|max| staleness.is_none_or(|age| age > max)) {
+        return Err(ApiError::Stale);
+    }
+    Ok(Caller { tenant: tenant_id, key: id, current })
+}

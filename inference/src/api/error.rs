@@ -1,0 +1,208 @@
+//! Every way in which a request fails, and the one place where it becomes a response.
+
+use crate::engine::{RequestError, SubmitError};
+use crate::model::{PromptError, TemplateError};
+use crate::usage::LogError;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use lorikeet_contract::key::ParseKeyError;
+use serde_json::{Value, json};
+
+/// Offered to clients that were turned away for load.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("You didn't provide an API key. Send it as `Authorization: Bearer lk_live_...`.")]
+    NoKey,
+    #[error("Incorrect API key provided: {0}.")]
+    MalformedKey(#[from] ParseKeyError),
+    /// Unknown, revoked or with another secret: not told apart.
+    #[error("Incorrect API key provided. It may have been revoked: the dashboard lists your keys.")]
+    UnknownKey,
+    #[error("The API key has expired.")]
+    ExpiredKey,
+    #[error("The API key lacks the scope `inference`.")]
+    Scope,
+    #[error("The account is suspended.")]
+    Suspended,
+    #[error("This node has not heard from the control plane for longer than the account allows.")]
+    Stale,
+    #[error("There is nothing at this address. The API's paths begin with /v1.")]
+    NoRoute,
+    #[error("This address does not take that method.")]
+    Method,
+    #[error("The request body is larger than {limit} bytes.")]
+    BodyTooLarge { limit: usize },
+    #[error("{message}")]
+    Invalid { message: String, param: Option<String> },
+    #[error(
+        "This model's maximum context length is {limit} tokens. However, you requested {} tokens \
+         ({prompt} in the messages, {completion} in the completion).", prompt + completion
+    )]
+    ContextLength { limit: u32, prompt: u32, completion: u32 },
+    #[error("The model '{0}' does not exist or you do not have access to it.")]
+    NoModel(String),
+    #[error("The adapter '{0}' is being verified and is not ready yet.")]
+    NotReady(String),
+    #[error("The adapter '{0}' is disabled.")]
+    Disabled(String),
+    #[error("The adapter '{model}' cannot be served here: {reason}.")]
+    Unservable { model: String, reason: String },
+    #[error("The node has too many requests. Try again in a moment.")]
+    Busy,
+    /// Nothing may run that could not be billed.
+    #[error("The node cannot take requests at the moment: its usage log is not writable.")]
+    NoUsageLog,
+    #[error("The node is not serving.")]
+    Stopped,
+    #[error("The adapter could not be loaded: {0}.")]
+    AdapterLoad(String),
+    #[error("The request did not end before its deadline.")]
+    Deadline,
+    #[error("Access was revoked while the request ran.")]
+    Revoked,
+    #[error("The request failed inside the node.")]
+    Internal,
+}
+
+impl ApiError {
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { message: message.into(), param: Some(param.into()) }
+    }
+
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::NoKey
+            | Self::MalformedKey(_)
+            | Self::UnknownKey
+            | Self::ExpiredKey
+            | Self::Revoked => StatusCode::UNAUTHORIZED,
+            Self::Scope | Self::Suspended => StatusCode::FORBIDDEN,
+            Self::NoRoute | Self::NoModel(_) => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Invalid { .. } | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
+            Self::NotReady(_) | Self::Disabled(_) | Self::Unservable { .. } => StatusCode::CONFLICT,
+            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Self::Stale | Self::NoUsageLog | Self::Stopped | Self::AdapterLoad(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    fn code(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NoKey | Self::MalformedKey(_) | Self::UnknownKey => "invalid_api_key",
+            Self::ExpiredKey => "expired_api_key",
+            Self::Revoked => "access_revoked",
+            Self::Scope => "insufficient_scope",
+            Self::Suspended => "account_suspended",
+            Self::Stale => "manifest_stale",
+            Self::NoRoute => "not_found",
+            Self::Method => "method_not_allowed",
+            Self::BodyTooLarge { .. } => "request_too_large",
+            Self::Invalid { .. } => return None,
+            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::NoModel(_) => "model_not_found",
+            Self::NotReady(_) => "adapter_not_ready",
+            Self::Disabled(_) => "adapter_disabled",
+            Self::Unservable { .. } => "adapter_unservable",
+            Self::Busy => "node_busy",
+            Self::NoUsageLog => "usage_log_unavailable",
+            Self::Stopped => "node_stopped",
+            Self::AdapterLoad(_) => "adapter_load_failed",
+            Self::Deadline => "deadline_exceeded",
+            Self::Internal => "internal_error",
+        })
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { param, .. } => param.as_deref(),
+            Self::ContextLength { .. } => Some("messages"),
+            Self::NoModel(_)
+            | Self::NotReady(_)
+            | Self::Disabled(_)
+            | Self::Unservable { .. }
+            | Self::AdapterLoad(_) => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// OpenAI's shape, also for an error in the middle of a stream.
+    pub fn body(&self) -> Value {
+        let kind = match self.status() {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({ "error": {
+            "message": self.to_string(),
+            "type": kind,
+            "param": self.param(),
+            "code": self.code(),
+        }})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), axum::Json(self.body())).into_response();
+        if matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
+        {
+            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+        }
+        response
+    }
+}
+
+impl From<LogError> for ApiError {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Full => Self::Busy,
+            _ => Self::NoUsageLog,
+        }
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::QueueFull => Self::Busy,
+            SubmitError::Stopped => Self::Stopped,
+            SubmitError::EmptyPrompt => Self::invalid("messages", "The messages make no prompt."),
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::AdapterLoad(reason) => Self::AdapterLoad(reason),
+            RequestError::Deadline => Self::Deadline,
+            RequestError::Revoked => Self::Revoked,
+            RequestError::Engine(_) => Self::Stopped,
+            too_large @ RequestError::TooLarge { .. } => {
+                Self::Invalid { message: format!("{too_large}."), param: Some("messages".into()) }
+            }
+        }
+    }
+}
+
+impl From<PromptError> for ApiError {
+    fn from(error: PromptError) -> Self {
+        match error {
+            PromptError::Template(TemplateError::Refused(reason)) => Self::invalid(
+                "messages",
+                format!("The model's chat template refuses them: {reason}"),
+            ),
+            error => {
+                tracing::error!(%error, "messages could not be made a prompt");
+                Self::Internal
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What customers call: OpenAI's API, answered by this node alone.
+//!
+//! ```text
+//! request id ── CORS ── /health /ready
+//!                  └─── /v1: auth ── models
+//!                                └── chat ── request ── generation ── answer ── stop
+//!                                         └─ stream
+//! ```
+
+mod answer;
+mod auth;
+mod chat;
+mod error;
+mod generation;
+mod health;
+mod models;
+mod request;
+mod stop;
+mod stream;
+
+use crate::engine::EngineHandle;
+use crate::link::Manifest;
+use crate::model::{ChatTemplate, Tokenizer};
+use crate::usage::UsageLog;
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use error::ApiError;
+use lorikeet_contract::{BaseModelSpec, RequestId};
+use std::any::Any;
+use std::sync::Arc;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowHeaders, CorsLayer};
+
+/// Largest body of a request; far more text than a context holds.
+const MAX_BODY_BYTES: usize = 4 << 20;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What handlers share.
+pub struct Api {
+    pub base: BaseModelSpec,
+    pub tokenizer: Tokenizer,
+    pub chat_template: ChatTemplate,
+    pub manifest: Arc<Manifest>,
+    pub usage: Arc<UsageLog>,
+    pub engine: EngineHandle,
+    pub started_unix_s: i64,
+}
+
+/// The node's routes. `dashboard_origin` may call them from a browser.
+pub fn router(api: Arc<Api>, dashboard_origin: Option<HeaderValue>) -> Router {
+    let v1 = Router::new()
+        .route("/chat/completions", post(chat::create))
+        .route("/models", get(models::list))
+        .route("/models/{*model}", get(models::get))
+        .fallback(async || ApiError::NoRoute)
+        .method_not_allowed_fallback(async || ApiError::Method)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn_with_state(api.clone(), auth::require_key));
+    let router = Router::new()
+        .nest("/v1", v1)
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .fallback(async || ApiError::NoRoute)
+        .with_state(api)
+        .layer(CatchPanicLayer::custom(panicked));
+    let router = match dashboard_origin {
+        Some(origin) => router.layer(cors(origin)),
+        None => router,
+    };
+    router.layer(from_fn(mint_request_id))
+}
+
+/// Keys travel in a header and never in cookies, so no credentials are allowed.
+fn cors(origin: HeaderValue) -> CorsLayer {
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([X_REQUEST_ID, header::RETRY_AFTER])
+}
+
+async fn mint_request_id(mut request: Request, next: Next) -> Response {
+    let id = RequestId::new();
+    request.extensions_mut().insert(id);
+    let mut response = next.run(request).await;
+    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+        response.headers_mut().insert(X_REQUEST_ID, value);
+    }
+    response
+}
+
+/// The panic itself is printed by the process's hook; its message may quote a prompt and goes nowhere.
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    ApiError::Internal.into_response()
+}

@@ -277,6 +277,9 @@ create function revoke_now(p_key uuid) returns bigint
 declare v_seq bigint; v_tenant uuid := public.app_tenant();
 begin
   if v_tenant is null then raise exception 'revoke_now needs a tenant'; end if;
+  if p_key is not null and not exists (
+    select from public.api_key k where k.id = p_key and k.tenant_id = v_tenant
+  ) then raise exception 'key % belongs to another tenant', p_key; end if;
   update public.manifest_counter set revocation_seq = revocation_seq + 1 returning revocation_seq into v_seq;
   insert into public.revocation (seq, key_id, tenant_id) values (v_seq, p_key, v_tenant);
   perform pg_notify('lorikeet_manifest', 'revocation');
@@ -407,9 +410,9 @@ create index audit_tenant_time on audit (tenant_id, at desc);
 -- ---------------------------------------------------------------- look-ups that precede the tenant
 
 create function auth_user_by_email(p_email text)
-  returns table (id uuid, password_hash text, is_operator boolean)
+  returns table (id uuid, email text, password_hash text, is_operator boolean)
   language sql stable security definer set search_path = pg_catalog, public as $$
-  select u.id, u.password_hash, u.is_operator from public.app_user u
+  select u.id, u.email, u.password_hash, u.is_operator from public.app_user u
   where lower(u.email) = lower(p_email) and u.deleted_at is null
 $$;
 
@@ -445,9 +448,9 @@ create function auth_key(p_key_id text)
 $$;
 
 create function auth_memberships(p_user uuid)
-  returns table (tenant_id uuid, tenant_name text, role text)
+  returns table (tenant_id uuid, tenant_name text, role text, suspended boolean)
   language sql stable security definer set search_path = pg_catalog, public as $$
-  select t.id, t.name, m.role from public.membership m
+  select t.id, t.name, m.role, t.suspended_at is not null from public.membership m
   join public.tenant t on t.id = m.tenant_id and t.deleted_at is null
   where m.user_id = p_user order by m.created_at
 $$;

@@ -50,6 +50,8 @@ pub enum ApiError {
     TooManyAttempts { retry_after_s: u64 },
     #[error("the server is busy: try again shortly")]
     Busy,
+    #[error("the database is away for the moment: try again shortly")]
+    Unavailable,
     #[error("the request took too long and was given up")]
     Timeout,
     /// The caller gets no detail; the log does, once.
@@ -89,6 +91,7 @@ impl ApiError {
             Self::QuotaExceeded { .. } => (S::FORBIDDEN, "quota_exceeded"),
             Self::TooManyAttempts { .. } => (S::TOO_MANY_REQUESTS, "too_many_attempts"),
             Self::Busy => (S::SERVICE_UNAVAILABLE, "busy"),
+            Self::Unavailable => (S::SERVICE_UNAVAILABLE, "unavailable"),
             Self::Timeout => (S::SERVICE_UNAVAILABLE, "timeout"),
             Self::Internal(_) => (S::INTERNAL_SERVER_ERROR, "internal"),
         }
@@ -97,7 +100,7 @@ impl ApiError {
     fn retry_after_s(&self) -> Option<u64> {
         match self {
             Self::TooManyAttempts { retry_after_s } => Some(*retry_after_s),
-            Self::Busy | Self::Timeout => Some(1),
+            Self::Busy | Self::Unavailable | Self::Timeout => Some(1),
             _ => None,
         }
     }
@@ -144,14 +147,17 @@ impl IntoResponse for ApiError {
 
 impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
-        match error {
-            sqlx::Error::RowNotFound => Self::NotFound,
-            sqlx::Error::PoolTimedOut => {
-                tracing::warn!("no database connection came free in time");
-                Self::Busy
-            }
-            error => Self::internal(error),
-        }
+        let code = error.as_database_error().and_then(|e| e.code());
+        let told = match (&error, code.as_deref()) {
+            (sqlx::Error::RowNotFound, _) => return Self::NotFound,
+            // lock_not_available, query_canceled (the statement's time limit)
+            (sqlx::Error::PoolTimedOut, _) | (_, Some("55P03" | "57014")) => Self::Busy,
+            // admin_shutdown, crash_shutdown, cannot_connect_now
+            (sqlx::Error::Io(_), _) | (_, Some("57P01" | "57P02" | "57P03")) => Self::Unavailable,
+            _ => return Self::internal(error),
+        };
+        tracing::warn!(%error, "the database did not answer");
+        told
     }
 }
 

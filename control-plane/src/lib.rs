@@ -12,6 +12,7 @@ pub mod config;
 pub mod db;
 pub mod error;
 mod http;
+pub mod keys;
 pub mod state;
 
 pub use auth::create_operator;

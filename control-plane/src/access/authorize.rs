@@ -26,7 +26,7 @@ pub(super) async fn authorize(
         _ => identify(&gate.state, request.headers()).await?,
     };
     if !request.method().is_safe() {
-        refuse_forged_change(&gate, request.headers(), caller.as_ref())?;
+        request = refuse_forged_change(&gate, request, caller.as_ref()).await?;
     }
     match (gate.access, &caller) {
         (Access::Public, _) | (Access::Authenticated, Some(_)) => {}
@@ -48,20 +48,20 @@ pub(super) async fn authorize(
 
 /// Browsers add cookies to requests that other sites make; nobody adds a key unknowingly. A public
 /// route has no session to take a token from (and logging someone in is a forgery too).
-fn refuse_forged_change(
+async fn refuse_forged_change(
     gate: &Gate,
-    headers: &HeaderMap,
+    request: Request,
     caller: Option<&Caller>,
-) -> Result<(), ApiError> {
+) -> Result<Request, ApiError> {
     if matches!(caller, Some(Caller::Key(_))) {
-        return Ok(());
+        return Ok(request);
     }
-    origin::require_own_origin(headers, &gate.state.config.public_url)?;
+    origin::require_own_origin(request.headers(), &gate.state.config.public_url)?;
     match caller {
         Some(Caller::Session(session)) if gate.access != Access::Public => {
-            origin::require_csrf_token(headers, session)
+            origin::require_csrf_token(request, session).await
         }
-        _ => Ok(()),
+        _ => Ok(request),
     }
 }
 

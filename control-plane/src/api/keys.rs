@@ -1,84 +1,22 @@
-//! API keys: made, listed, revoked.
+//! `/keys`.
 
 use super::extract::{Json, Path};
 use crate::access::{Access, Registry};
-use crate::auth::limits::Attempt;
-use crate::auth::{Caller, ClientAddress, Session, TenantCaller};
-use crate::db::Actor;
+use crate::auth::{Caller, ClientAddress, TenantCaller, account};
 use crate::error::ApiError;
+use crate::keys::{self, CreatedKey, KeyInfo, NewKey};
 use crate::state::AppState;
 use axum::extract::State;
 use axum::http::StatusCode;
-use lorikeet_contract::key::{ApiKey, Scope};
-use lorikeet_contract::link::{KeyResource, ResourceKind};
-use lorikeet_contract::{KeyId, TenantId};
+use lorikeet_contract::KeyId;
+use lorikeet_contract::key::Scope;
 use serde::{Deserialize, Serialize};
-use sqlx::PgConnection;
-use time::OffsetDateTime;
-use time::serde::rfc3339;
-use uuid::Uuid;
 
 pub(super) fn routes(registry: Registry) -> Registry {
     registry
         .get("/api/v1/keys", Access::Tenant(Scope::Read), list)
         .post("/api/v1/keys", Access::Tenant(Scope::Manage), create)
         .delete("/api/v1/keys/{key_id}", Access::Tenant(Scope::Manage), revoke)
-}
-
-/// A key without its secret.
-#[derive(Debug, Clone, Serialize)]
-pub struct KeyInfo {
-    pub id: KeyId,
-    /// The 8 characters in the key that name it.
-    pub key_id: String,
-    pub name: String,
-    pub scopes: Vec<String>,
-    #[serde(with = "rfc3339")]
-    pub created_at: OffsetDateTime,
-    #[serde(with = "rfc3339::option")]
-    pub expires_at: Option<OffsetDateTime>,
-    #[serde(with = "rfc3339::option")]
-    pub last_used_at: Option<OffsetDateTime>,
-    #[serde(with = "rfc3339::option")]
-    pub revoked_at: Option<OffsetDateTime>,
-}
-
-#[derive(sqlx::FromRow)]
-struct Row {
-    id: Uuid,
-    key_id: String,
-    name: String,
-    scopes: Vec<String>,
-    created_at: OffsetDateTime,
-    expires_at: Option<OffsetDateTime>,
-    last_used_at: Option<OffsetDateTime>,
-    revoked_at: Option<OffsetDateTime>,
-}
-
-impl From<Row> for KeyInfo {
-    fn from(row: Row) -> Self {
-        Self {
-            id: KeyId::from_uuid(row.id),
-            key_id: row.key_id,
-            name: row.name,
-            scopes: row.scopes,
-            created_at: row.created_at,
-            expires_at: row.expires_at,
-            last_used_at: row.last_used_at,
-            revoked_at: row.revoked_at,
-        }
-    }
-}
-
-/// The keys of the transaction's tenant, the newest first, with those that are revoked.
-pub async fn list_keys(tx: &mut PgConnection) -> Result<Vec<KeyInfo>, sqlx::Error> {
-    let rows: Vec<Row> = sqlx::query_as(
-        "select id, key_id, name, scopes, created_at, expires_at, last_used_at, revoked_at
-         from api_key order by created_at desc, id desc",
-    )
-    .fetch_all(tx)
-    .await?;
-    Ok(rows.into_iter().map(KeyInfo::from).collect())
 }
 
 #[derive(Serialize)]
@@ -90,26 +28,15 @@ async fn list(
     State(state): State<AppState>,
     caller: TenantCaller,
 ) -> Result<axum::Json<Keys>, ApiError> {
-    let mut tx = state.db.app.read(&caller.acting()).await?;
-    Ok(axum::Json(Keys { keys: list_keys(&mut tx).await? }))
+    Ok(axum::Json(Keys { keys: keys::list(&state, &caller).await? }))
 }
 
 #[derive(Deserialize)]
 struct CreateKey {
-    name: String,
-    scopes: Vec<String>,
-    #[serde(default, with = "rfc3339::option")]
-    expires_at: Option<OffsetDateTime>,
-    /// Needed from a session whose log-in is more than ten minutes ago.
-    password: Option<String>,
-}
-
-#[derive(Serialize)]
-struct CreatedKey {
     #[serde(flatten)]
-    info: KeyInfo,
-    /// The whole key. Shown this once, kept nowhere.
-    key: String,
+    new: NewKey,
+    /// Needed from a session whose log-in is more than ten minutes ago; checked wherever given.
+    password: Option<String>,
 }
 
 async fn create(
@@ -119,138 +46,24 @@ async fn create(
     address: ClientAddress,
     Json(body): Json<CreateKey>,
 ) -> Result<(StatusCode, axum::Json<CreatedKey>), ApiError> {
-    let name = body.name.trim();
-    if name.is_empty() || name.chars().count() > 80 {
-        return Err(ApiError::invalid("name", "the name needs 1 to 80 characters"));
+    if let Caller::Session(session) = &who {
+        match body.password {
+            Some(password) => {
+                account::confirm_password(&state, address, session, password).await?;
+            }
+            None if session.is_fresh() => {}
+            None => return Err(ApiError::PasswordRequired),
+        }
     }
-    let scopes = checked_scopes(&body.scopes)?;
-    if body.expires_at.is_some_and(|at| at <= OffsetDateTime::now_utc()) {
-        return Err(ApiError::invalid("expires_at", "the expiry lies in the past"));
-    }
-    if let Caller::Session(session) = &who
-        && !session.is_fresh()
-    {
-        check_password(&state, session, address, body.password).await?;
-    }
-
-    let key = ApiKey::generate();
-    let id = KeyId::new();
-    let user = match caller.actor {
-        Actor::User(user) => Some(user.as_uuid()),
-        _ => None,
-    };
-    let mut tx = state.db.app.write(&caller.acting()).await?;
-    refuse_beyond_quota(&mut tx, caller.tenant).await?;
-    let row: Row = sqlx::query_as(
-        "insert into api_key (id, tenant_id, key_id, secret_hash, name, scopes, expires_at, created_by)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)
-         returning id, key_id, name, scopes, created_at, expires_at, last_used_at, revoked_at",
-    )
-    .bind(id.as_uuid())
-    .bind(caller.tenant.as_uuid())
-    .bind(key.key_id())
-    .bind(&key.secret_hash()[..])
-    .bind(name)
-    .bind(&scopes)
-    .bind(body.expires_at)
-    .bind(user)
-    .fetch_one(&mut *tx)
-    .await?;
-    let detail = serde_json::json!({ "name": name, "scopes": scopes });
-    let mut tx = tx.audit("key.create", id, detail).await?;
-    let resource = KeyResource {
-        id: id.to_string(),
-        tenant_id: caller.tenant.to_string(),
-        key_id: key.key_id().to_owned(),
-        secret_hash: key.secret_hash().to_vec(),
-        scopes,
-        expires_unix_ms: row.expires_at.map(|at| (at.unix_timestamp_nanos() / 1_000_000) as i64),
-    };
-    tx.publish(ResourceKind::Key, id, &resource).await?;
-    tx.commit().await?;
-    let created = CreatedKey { info: row.into(), key: key.reveal().to_owned() };
+    let created = keys::create(&state, &caller, body.new).await?;
     Ok((StatusCode::CREATED, axum::Json(created)))
 }
 
-fn checked_scopes(names: &[String]) -> Result<Vec<String>, ApiError> {
-    let mut scopes = Vec::new();
-    for name in names {
-        let scope = Scope::parse(name).ok_or_else(|| {
-            ApiError::invalid("scopes", format!("`{name}` is none of inference, manage and read"))
-        })?;
-        scopes.push(scope);
-    }
-    scopes.sort();
-    scopes.dedup();
-    if scopes.is_empty() {
-        return Err(ApiError::invalid("scopes", "a key needs at least one scope"));
-    }
-    Ok(scopes.into_iter().map(|s| s.as_str().to_owned()).collect())
-}
-
-/// Counts as a log-in does, so that a stolen session cannot guess.
-async fn check_password(
-    state: &AppState,
-    session: &Session,
-    address: ClientAddress,
-    password: Option<String>,
-) -> Result<(), ApiError> {
-    let password = password.ok_or(ApiError::PasswordRequired)?;
-    let pool = state.db.app.untenanted();
-    let attempt = Attempt::log_in(pool, &session.email, address).await?;
-    let stored: Option<String> =
-        sqlx::query_scalar("select password_hash from auth_user_by_email($1)")
-            .bind(&session.email)
-            .fetch_optional(pool)
-            .await?;
-    if !state.passwords.verify(password, stored).await? {
-        return Err(ApiError::WrongCredentials);
-    }
-    attempt.succeeded(pool).await
-}
-
-/// Locks the tenant's row, so that two requests cannot both take the last place.
-async fn refuse_beyond_quota(tx: &mut PgConnection, tenant: TenantId) -> Result<(), ApiError> {
-    let max: i32 =
-        sqlx::query_scalar("select max_keys from tenant where id = $1 for no key update")
-            .bind(tenant.as_uuid())
-            .fetch_one(&mut *tx)
-            .await?;
-    let used: i64 = sqlx::query_scalar(
-        "select count(*) from api_key
-         where revoked_at is null and (expires_at is null or expires_at > now())",
-    )
-    .fetch_one(tx)
-    .await?;
-    if used >= i64::from(max) {
-        return Err(ApiError::QuotaExceeded { what: "API keys", limit: i64::from(max) });
-    }
-    Ok(())
-}
-
-/// Revokes at once: besides leaving the manifest, the key enters the nodes' deny-set. Revoking a
-/// revoked key changes nothing.
 async fn revoke(
     State(state): State<AppState>,
     caller: TenantCaller,
     Path(id): Path<KeyId>,
 ) -> Result<StatusCode, ApiError> {
-    let mut tx = state.db.app.write(&caller.acting()).await?;
-    let revoked_at: Option<OffsetDateTime> =
-        sqlx::query_scalar("select revoked_at from api_key where id = $1 for no key update")
-            .bind(id.as_uuid())
-            .fetch_one(&mut *tx)
-            .await?;
-    if revoked_at.is_some() {
-        return Ok(StatusCode::NO_CONTENT);
-    }
-    sqlx::query("update api_key set revoked_at = now() where id = $1")
-        .bind(id.as_uuid())
-        .execute(&mut *tx)
-        .await?;
-    let mut tx = tx.audit("key.revoke", id, serde_json::json!({})).await?;
-    tx.publish_tombstone(ResourceKind::Key, id).await?;
-    tx.revoke_key(id).await?;
-    tx.commit().await?;
+    keys::revoke(&state, &caller, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -1,13 +1,14 @@
 //! Who calls, as handlers take it. The route's access rule has put it there: a handler that asks
 //! for more than its rule grants answers 500, never lets through.
 
+use super::Visitor;
 use super::session::Session;
 use crate::db::{Acting, Actor};
 use crate::error::ApiError;
 use crate::state::AppState;
 use axum::extract::{ConnectInfo, FromRequestParts};
-use axum::http::HeaderValue;
 use axum::http::request::Parts;
+use axum::http::{HeaderValue, header};
 use lorikeet_contract::key::{ApiKey, Scope};
 use lorikeet_contract::{KeyId, TenantId, UserId};
 use std::convert::Infallible;
@@ -201,7 +202,7 @@ fn granted<T: Clone + Send + Sync + 'static>(parts: &Parts) -> Result<T, ApiErro
     })
 }
 
-pub(crate) fn request_id(parts: &Parts) -> Option<String> {
+fn request_id(parts: &Parts) -> Option<String> {
     parts.extensions.get::<RequestId>().map(|id| id.0.clone())
 }
 
@@ -226,6 +227,18 @@ impl FromRequestParts<AppState> for ClientAddress {
             .flat_map(|value| value.split(','))
             .collect();
         Ok(Self(client_address(peer, &forwarded, state.config.trusted_proxies)))
+    }
+}
+
+impl FromRequestParts<AppState> for Visitor {
+    type Rejection = Infallible;
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
+        let user_agent = parts.headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok());
+        Ok(Self {
+            user_agent: user_agent.unwrap_or_default().to_owned(),
+            request_id: request_id(parts),
+            address: ClientAddress::from_request_parts(parts, state).await?,
+        })
     }
 }
 

@@ -1,12 +1,14 @@
 //! Accounts, sessions and API keys: who calls.
 
+pub mod account;
 mod caller;
-pub mod limits;
+mod limits;
 mod operator;
-pub mod origin;
+pub(crate) mod origin;
 mod password;
 mod session;
 
+pub use account::{LogIn, LoggedIn, SignUp, Visitor};
 pub use caller::{Caller, ClientAddress, KeyCaller, OperatorCaller, RequestId, TenantCaller};
 pub use operator::create_operator;
 pub use password::{PasswordError, Passwords, check_password_rules};

@@ -3,11 +3,16 @@
 
 use super::Session;
 use crate::error::ApiError;
+use axum::body::to_bytes;
+use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use subtle::ConstantTimeEq;
-use url::Url;
+use url::{Url, form_urlencoded};
 
-pub const CSRF_HEADER: &str = "x-csrf-token";
+const CSRF_HEADER: &str = "x-csrf-token";
+const CSRF_FIELD: &str = "csrf";
+/// Our forms have a handful of short fields.
+const MAX_FORM_BYTES: usize = 64 << 10;
 
 /// Browsers send `Sec-Fetch-Site`, older ones at least `Origin`; a client that sends neither is no
 /// browser, and carries nobody's cookies unknowingly.
@@ -24,10 +29,24 @@ pub fn require_own_origin(headers: &HeaderMap, public_url: &Url) -> Result<(), A
     }
 }
 
-pub fn require_csrf_token(headers: &HeaderMap, session: &Session) -> Result<(), ApiError> {
-    let sent = headers.get(CSRF_HEADER).ok_or(ApiError::CsrfToken)?;
-    let matches: bool = sent.as_bytes().ct_eq(session.csrf_token.as_bytes()).into();
-    if matches { Ok(()) } else { Err(ApiError::CsrfToken) }
+/// The token is in the header, or in a plain form's `csrf` field, whose body is put back.
+pub async fn require_csrf_token(request: Request, session: &Session) -> Result<Request, ApiError> {
+    let is_token = |sent: &[u8]| -> bool { sent.ct_eq(session.csrf_token.as_bytes()).into() };
+    if let Some(sent) = request.headers().get(CSRF_HEADER) {
+        return if is_token(sent.as_bytes()) { Ok(request) } else { Err(ApiError::CsrfToken) };
+    }
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    if content_type.is_none_or(|t| t != "application/x-www-form-urlencoded") {
+        return Err(ApiError::CsrfToken);
+    }
+    let (parts, body) = request.into_parts();
+    let form = to_bytes(body, MAX_FORM_BYTES).await.map_err(|_| ApiError::BodyTooLarge)?;
+    let field = form_urlencoded::parse(&form).find(|(name, _)| name == CSRF_FIELD);
+    match field {
+        Some((_, sent)) if is_token(sent.as_bytes()) => {}
+        _ => return Err(ApiError::CsrfToken),
+    }
+    Ok(Request::from_parts(parts, form.into()))
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ pub struct Passwords {
 
 impl Default for Passwords {
     fn default() -> Self {
+        // Now, or the first unknown address would take twice as long.
+        LazyLock::force(&NOBODY);
         Self {
             running: Arc::new(Semaphore::new(CONCURRENCY)),
             admitted: Arc::new(Semaphore::new(CONCURRENCY + WAITING)),
@@ -30,8 +32,9 @@ impl Default for Passwords {
 }
 
 /// Of a random password: what an unknown address is checked against, so that it takes as long.
-static NOBODY: LazyLock<String> =
-    LazyLock::new(|| hash(&hex::encode(rand::random::<[u8; 32]>())).unwrap_or_default());
+static NOBODY: LazyLock<String> = LazyLock::new(|| {
+    hash(&hex::encode(rand::random::<[u8; 32]>())).expect("a short text can always be hashed")
+});
 
 impl Passwords {
     /// A PHC string (`$argon2id$...`) with a random salt.

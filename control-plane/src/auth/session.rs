@@ -3,7 +3,9 @@
 //! The CSRF token is derived from the session token, so a page can show it without storing it and
 //! nobody who lacks the cookie can compute it.
 
+use super::Visitor;
 use crate::config::Config;
+use crate::db::{Acting, Actor};
 use crate::error::ApiError;
 use crate::state::AppState;
 use axum::http::HeaderMap;
@@ -117,9 +119,17 @@ impl Session {
     }
 
     /// Ends this session; repeating it is harmless.
-    pub async fn end(&self, state: &AppState) -> Result<(), ApiError> {
-        let mut tx = state.db.app.user(self.user).await?;
-        sqlx::query("delete from session where id = $1").bind(self.id).execute(&mut *tx).await?;
+    pub async fn end(&self, state: &AppState, request_id: Option<String>) -> Result<(), ApiError> {
+        const DELETE: &str = "delete from session where id = $1";
+        let Some(tenant) = &self.tenant else {
+            let mut tx = state.db.app.user(self.user).await?;
+            sqlx::query(DELETE).bind(self.id).execute(&mut *tx).await?;
+            return Ok(tx.commit().await?);
+        };
+        let acting = Acting { tenant: tenant.id, actor: Actor::User(self.user), request_id };
+        let mut tx = state.db.app.write(&acting).await?;
+        sqlx::query(DELETE).bind(self.id).execute(&mut *tx).await?;
+        let tx = tx.audit("session.end", self.user, serde_json::json!({})).await?;
         Ok(tx.commit().await?)
     }
 }
@@ -127,17 +137,36 @@ impl Session {
 /// A session about to begin. The token exists here and in the browser only.
 pub struct NewSession {
     token: String,
-    pub user: UserId,
-    pub tenant: Option<TenantId>,
+    user: UserId,
+    tenant: Option<TenantId>,
 }
 
 impl NewSession {
-    pub fn new(user: UserId, tenant: Option<TenantId>) -> Self {
+    pub(super) fn new(user: UserId, tenant: Option<TenantId>) -> Self {
         Self { token: hex::encode(rand::random::<[u8; 32]>()), user, tenant }
     }
 
+    /// With an audit row, where there is a tenant to whom it can belong.
+    pub(super) async fn begin(&self, state: &AppState, visitor: &Visitor) -> Result<(), ApiError> {
+        let Some(tenant) = self.tenant else {
+            let mut tx = state.db.app.user(self.user).await?;
+            self.insert(&mut tx, &visitor.user_agent).await?;
+            return Ok(tx.commit().await?);
+        };
+        let request_id = visitor.request_id.clone();
+        let acting = Acting { tenant, actor: Actor::User(self.user), request_id };
+        let mut tx = state.db.app.write(&acting).await?;
+        self.insert(&mut tx, &visitor.user_agent).await?;
+        let tx = tx.audit("session.begin", self.user, serde_json::json!({})).await?;
+        Ok(tx.commit().await?)
+    }
+
     /// In a transaction that has the user set.
-    pub async fn insert(&self, tx: &mut PgConnection, user_agent: &str) -> Result<(), sqlx::Error> {
+    pub(super) async fn insert(
+        &self,
+        tx: &mut PgConnection,
+        user_agent: &str,
+    ) -> Result<(), sqlx::Error> {
         sqlx::query(
             "insert into session (id, token_hash, user_id, tenant_id, expires_at, user_agent)
              values ($1, $2, $3, $4, $5, $6)",

@@ -75,10 +75,14 @@ fn is_duplicate_database(error: &sqlx::Error) -> bool {
 pub async fn check_version(db: &Db) -> anyhow::Result<()> {
     const ADVICE: &str = "run `lorikeet migrate` first";
     let mut conn = db.app.untenanted().acquire().await?;
-    let applied: Vec<i64> = match conn.list_applied_migrations("_sqlx_migrations").await {
-        Ok(applied) => applied.into_iter().map(|m| m.version).collect(),
-        Err(_) => bail!("the database has no schema yet: {ADVICE}"),
-    };
+    let migrated: bool = sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null")
+        .fetch_one(&mut *conn)
+        .await?;
+    if !migrated {
+        bail!("the database has no schema yet: {ADVICE}");
+    }
+    let applied = conn.list_applied_migrations("_sqlx_migrations").await?;
+    let applied: Vec<i64> = applied.into_iter().map(|m| m.version).collect();
     for migration in MIGRATIONS.iter() {
         if !applied.contains(&migration.version) {
             bail!("the database lacks migration {}: {ADVICE}", migration.version);

@@ -47,6 +47,22 @@ async fn logging_in_replaces_the_browsers_old_session() {
 }
 
 #[tokio::test]
+async fn sessions_begin_and_end_with_an_audit_row() {
+    let app = TestApp::start().await;
+    let ann = app.sign_up("ann").await;
+    let again = app.log_in("ann@example.com").await;
+    again.post("/api/v1/logout", serde_json::Value::Null).await;
+    let actions: Vec<String> = sqlx::query_scalar(
+        "select action from audit where tenant_id = $1 and actor like 'user %' order by id",
+    )
+    .bind(ann.tenant.parse::<lorikeet_contract::TenantId>().unwrap().as_uuid())
+    .fetch_all(&mut app.owner().await)
+    .await
+    .unwrap();
+    assert_eq!(actions, ["tenant.create", "session.begin", "session.end"]);
+}
+
+#[tokio::test]
 async fn an_unknown_address_and_a_wrong_password_get_one_answer_after_the_same_work() {
     let app = TestApp::start().await;
     app.sign_up("ann").await;

@@ -27,6 +27,24 @@ async fn a_change_by_cookie_needs_the_own_origin_and_the_sessions_token() {
 }
 
 #[tokio::test]
+async fn a_plain_form_may_carry_the_token_as_a_field() {
+    let app = TestApp::start().await;
+    let ann = app.sign_up("ann").await;
+    let token = ann.get("/api/v1/me").await.body["csrf_token"].as_str().unwrap().to_owned();
+    let cookie = ann.cookie.clone();
+    let form = |token: &str| {
+        app.anonymous()
+            .request(Method::POST, "/api/v1/logout")
+            .header("cookie", &cookie)
+            .header("sec-fetch-site", "same-origin")
+            .form(&[("name", "x"), ("csrf", token)])
+    };
+    assert_eq!(send(form("")).await.code(), "csrf_token");
+    assert_eq!(send(form(&token[1..])).await.code(), "csrf_token");
+    assert_eq!(send(form(&token)).await.status, StatusCode::NO_CONTENT);
+}
+
+#[tokio::test]
 async fn another_site_can_neither_log_a_visitor_in_nor_sign_one_up() {
     let app = TestApp::start().await;
     app.sign_up("ann").await;

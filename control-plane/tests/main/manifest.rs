@@ -74,7 +74,7 @@ async fn a_transaction_that_fails_publishes_nothing() {
 }
 
 #[tokio::test]
-async fn a_tenant_cannot_overwrite_what_another_has_published() {
+async fn a_tenant_can_neither_overwrite_nor_revoke_what_another_has_published() {
     let app = TestApp::start().await;
     let (ann, eve) = (app.sign_up("ann").await, app.sign_up("eve").await);
     let acting = lorikeet_control_plane::db::Acting::system(eve.tenant.parse().unwrap());
@@ -82,5 +82,12 @@ async fn a_tenant_cannot_overwrite_what_another_has_published() {
     let mut tx = tx.audit("test", "x", json!({})).await.unwrap();
     let kind = lorikeet_contract::link::ResourceKind::Tenant;
     let error = tx.publish_tombstone(kind, &ann.tenant).await.unwrap_err().to_string();
+    assert!(error.contains("belongs to another tenant"), "{error}");
+    drop(tx);
+
+    let key = ann.create_key(&["read"]).await["id"].as_str().unwrap().parse().unwrap();
+    let tx = app.state.db.app.write(&acting).await.unwrap();
+    let mut tx = tx.audit("test", "x", json!({})).await.unwrap();
+    let error = tx.revoke_key(key).await.unwrap_err().to_string();
     assert!(error.contains("belongs to another tenant"), "{error}");
 }

@@ -90,7 +90,12 @@ impl TestApp {
     }
 
     pub fn anonymous(&self) -> Client<'_> {
-        Client { app: self, http: http(HeaderMap::new()), tenant: String::new() }
+        Client {
+            app: self,
+            http: http(HeaderMap::new()),
+            tenant: String::new(),
+            cookie: String::new(),
+        }
     }
 
     /// A new account with a tenant, logged in.
@@ -115,13 +120,13 @@ impl TestApp {
         headers
             .insert("x-csrf-token", answer.body["csrf_token"].as_str().unwrap().parse().unwrap());
         let tenant = answer.body["tenant"]["id"].as_str().unwrap_or_default().to_owned();
-        Client { app: self, http: http(headers), tenant }
+        Client { app: self, http: http(headers), tenant, cookie: cookie.to_owned() }
     }
 
     pub fn with_key(&self, key: &str) -> Client<'_> {
         let mut headers = HeaderMap::new();
         headers.insert("authorization", format!("Bearer {key}").parse().unwrap());
-        Client { app: self, http: http(headers), tenant: String::new() }
+        Client { app: self, http: http(headers), tenant: String::new(), cookie: String::new() }
     }
 }
 
@@ -140,6 +145,8 @@ pub struct Client<'a> {
     pub http: reqwest::Client,
     /// `ten_...` of a session.
     pub tenant: String,
+    /// `name=value` of a session.
+    pub cookie: String,
 }
 
 #[derive(Debug)]

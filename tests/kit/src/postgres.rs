@@ -50,6 +50,8 @@ impl Cluster {
     fn start() -> Self {
         let bin = bin_dir();
         let dir = std::env::temp_dir().join(format!("lk-pg-{}", std::process::id()));
+        // Of a process that had this id before, and whose keeper was killed.
+        let _ = fs::remove_dir_all(&dir);
         fs::create_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).expect("own directory");
         let user = unprivileged_user();

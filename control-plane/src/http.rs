@@ -109,3 +109,34 @@ fn security_headers(config: &Config) -> HeaderMap {
     }
     headers
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::{Body, to_bytes};
+    use axum::routing::get;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn a_panic_is_answered_as_an_error_that_tells_nothing_of_it() {
+        let config = Config::from_vars(|name| {
+            Some(match name {
+                "LORIKEET_DATABASE_URL" => "postgres://lk_app@localhost/x".to_owned(),
+                "LORIKEET_S3_ENDPOINT" => "http://127.0.0.1:7720".to_owned(),
+                "LORIKEET_S3_ACCESS_KEY" | "LORIKEET_S3_SECRET_KEY" => "x".to_owned(),
+                "LORIKEET_NODE_SIGNING_KEY" => "/x".to_owned(),
+                _ => return None,
+            })
+        });
+        async fn handler() {
+            panic!("a detail");
+        }
+        let router = surround(Router::new().route("/", get(handler)), &config.unwrap());
+        let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), 500);
+        assert!(response.headers().contains_key("x-request-id"));
+        let body = to_bytes(response.into_body(), 4096).await.unwrap();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        assert!(body.contains("internal") && !body.contains("a detail"), "{body}");
+    }
+}

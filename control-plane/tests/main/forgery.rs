@@ -71,15 +71,18 @@ async fn a_key_needs_no_token_because_no_browser_adds_it_by_itself() {
 
 #[tokio::test]
 async fn every_response_carries_an_id_and_the_security_headers() {
-    let app =
-        TestApp::start_with(&[("LORIKEET_S3_PUBLIC_ENDPOINT", "https://uploads.example:9/x")])
-            .await;
+    let app = TestApp::start_with(&[
+        ("LORIKEET_S3_PUBLIC_ENDPOINT", "https://uploads.example:9/x"),
+        ("LORIKEET_PUBLIC_URL", "https://lorikeet.example"),
+    ])
+    .await;
     for path in ["/api/v1/service", "/api/v1/keys", "/nothing"] {
         let answer = app.anonymous().get(path).await;
         let header = |name: &str| answer.headers[name].to_str().unwrap();
         assert!(header("x-request-id").starts_with("req_"));
         assert_eq!(header("x-content-type-options"), "nosniff");
         assert_eq!(header("cache-control"), "no-store");
+        assert!(header("strict-transport-security").starts_with("max-age=31536000"));
         let policy = header("content-security-policy");
         assert!(policy.contains("connect-src 'self' https://uploads.example:9;"), "{policy}");
         assert!(policy.contains("default-src 'none'") && !policy.contains("unsafe"), "{policy}");

@@ -139,6 +139,19 @@ async fn a_suspended_tenants_keys_stop_and_its_people_may_only_look() {
 }
 
 #[tokio::test]
+async fn a_viewer_may_look_and_change_nothing() {
+    let app = TestApp::start().await;
+    let ann = app.sign_up("ann").await;
+    sqlx::query("update membership set role = 'viewer'")
+        .execute(&mut app.owner().await)
+        .await
+        .unwrap();
+    assert_eq!(ann.get("/api/v1/keys").await.status, StatusCode::OK);
+    let refused = ann.post("/api/v1/keys", json!({ "name": "x", "scopes": ["read"] })).await;
+    assert_eq!((refused.status, refused.code()), (StatusCode::FORBIDDEN, "insufficient_scope"));
+}
+
+#[tokio::test]
 async fn unknown_addresses_and_methods_are_answered_in_the_same_form() {
     let app = TestApp::start().await;
     let anonymous = app.anonymous();

@@ -34,6 +34,36 @@ async fn it_serves_until_it_is_told_to_stop() {
 }
 
 #[tokio::test]
+async fn the_service_names_the_base_model_seen_last() {
+    let app = TestApp::start().await;
+    sqlx::query(
+        "insert into base_model (weights_digest, id, spec, last_seen_at) values
+           (decode(repeat('01', 32), 'hex'), 'old', '{}', now() - interval '1 day'),
+           (decode(repeat('02', 32), 'hex'), 'new', '{}', now())",
+    )
+    .execute(&mut app.owner().await)
+    .await
+    .unwrap();
+    assert_eq!(app.anonymous().get("/api/v1/service").await.body["base_model"], "new");
+}
+
+#[tokio::test]
+async fn connections_that_postgres_has_cut_are_replaced() {
+    let app = TestApp::start().await;
+    let ann = app.sign_up("ann").await;
+    let cut: i64 = sqlx::query_scalar(
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity
+         where datname = $1 and usename = 'lk_app'",
+    )
+    .bind(&app.database)
+    .fetch_one(&mut connect("postgres", &app.database).await)
+    .await
+    .unwrap();
+    assert!(cut > 0);
+    assert_eq!(ann.get("/api/v1/keys").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named_with_the_setting_that_changes_it() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();

@@ -46,7 +46,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     parts.spawn(serve_http(http, app(&state).router, stop.clone()));
     parts.spawn(sweep(state.clone(), stop.clone()));
     let outcome = until_stopped(&mut parts, &stop).await;
-    db.close().await;
+    // A request that outlived the drain may still hold a connection: it does not hold us.
+    let _ = tokio::time::timeout(DRAIN, db.close()).await;
     outcome
 }
 
@@ -65,6 +66,7 @@ async fn until_stopped(
             ended = parts.join_next() => ended,
             () = &mut give_up => {
                 tracing::warn!(parts = parts.len(), "stopping without waiting any longer");
+                parts.shutdown().await;
                 return outcome;
             }
         };

@@ -3,6 +3,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use lorikeet_contract::adapter::AdapterError;
 use serde::Serialize;
 use std::borrow::Cow;
 
@@ -46,6 +47,16 @@ pub enum ApiError {
     EmailTaken,
     #[error("the tenant's limit of {limit} {what} is reached")]
     QuotaExceeded { what: &'static str, limit: i64 },
+    #[error(transparent)]
+    AdapterRefused(#[from] AdapterError),
+    #[error("the upload is completed, cancelled or expired: start a new one")]
+    UploadClosed,
+    #[error(
+        "part {part} of {file} has not been reported: send it, report its ETag, complete again"
+    )]
+    UploadIncomplete { file: String, part: i32 },
+    #[error("the object store does not accept the parts of {file}: send them again")]
+    PartsRejected { file: String },
     #[error("too many attempts: try again in {retry_after_s} s")]
     TooManyAttempts { retry_after_s: u64 },
     #[error("the server is busy: try again shortly")]
@@ -89,6 +100,10 @@ impl ApiError {
             Self::Invalid { .. } => (S::UNPROCESSABLE_ENTITY, "invalid"),
             Self::EmailTaken => (S::CONFLICT, "email_taken"),
             Self::QuotaExceeded { .. } => (S::FORBIDDEN, "quota_exceeded"),
+            Self::AdapterRefused(refusal) => (S::UNPROCESSABLE_ENTITY, refusal.code()),
+            Self::UploadClosed => (S::CONFLICT, "upload_closed"),
+            Self::UploadIncomplete { .. } => (S::CONFLICT, "upload_incomplete"),
+            Self::PartsRejected { .. } => (S::CONFLICT, "parts_rejected"),
             Self::TooManyAttempts { .. } => (S::TOO_MANY_REQUESTS, "too_many_attempts"),
             Self::Busy => (S::SERVICE_UNAVAILABLE, "busy"),
             Self::Unavailable => (S::SERVICE_UNAVAILABLE, "unavailable"),

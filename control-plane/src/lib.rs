@@ -6,14 +6,18 @@
 //! ```
 
 pub mod access;
+pub mod adapters;
 pub mod api;
 pub mod auth;
 pub mod config;
 pub mod db;
 pub mod error;
 mod http;
+pub mod jobs;
 pub mod keys;
+pub mod objects;
 pub mod state;
+pub mod uploads;
 
 pub use auth::create_operator;
 pub use config::{Config, ConfigError};
@@ -45,6 +49,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut parts = JoinSet::new();
     parts.spawn(serve_http(http, app(&state).router, stop.clone()));
     parts.spawn(sweep(state.clone(), stop.clone()));
+    parts.spawn(run_jobs(state.clone(), stop.clone()));
     let outcome = until_stopped(&mut parts, &stop).await;
     // A request that outlived the drain may still hold a connection: it does not hold us.
     let _ = tokio::time::timeout(DRAIN, db.close()).await;
@@ -106,6 +111,11 @@ async fn serve_http(
         .with_graceful_shutdown(stop.cancelled_owned())
         .await
         .context("the HTTP server failed")
+}
+
+async fn run_jobs(state: AppState, stop: CancellationToken) -> anyhow::Result<()> {
+    jobs::run(jobs::JobContext { db: state.db, objects: state.objects }, stop).await;
+    Ok(())
 }
 
 /// Forgets ended sessions and old login counters.

@@ -3,17 +3,20 @@
 use crate::auth::Passwords;
 use crate::config::Config;
 use crate::db::Db;
+use crate::objects::Objects;
 use std::sync::Arc;
 
 #[derive(Clone)]
 pub struct AppState {
     pub config: Arc<Config>,
     pub db: Db,
+    pub objects: Objects,
     pub passwords: Passwords,
 }
 
 impl AppState {
     pub fn new(config: Config, db: Db) -> Self {
-        Self { config: Arc::new(config), db, passwords: Passwords::default() }
+        let objects = Objects::new(&config.objects);
+        Self { config: Arc::new(config), db, objects, passwords: Passwords::default() }
     }
 }

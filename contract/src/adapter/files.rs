@@ -7,8 +7,9 @@ pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 /// Largest adapter_config.json, in bytes.
 pub const MAX_CONFIG_BYTES: u64 = 256 << 10;
-/// Largest adapter_model.safetensors, in bytes. Quotas are apart from it and usually lower.
-pub const MAX_WEIGHTS_BYTES: u64 = 8 << 30;
+/// Largest adapter_model.safetensors, in bytes: the largest object that S3 copies in one request.
+/// Quotas are apart from it and usually lower.
+pub const MAX_WEIGHTS_BYTES: u64 = 5 << 30;
 
 const ARCHIVES: [&str; 11] =
     [".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".tbz2", ".txz"];

@@ -1,14 +1,18 @@
 //! `/api/v1`: what customers' programs, the CLI and the pages call. One file per subject.
 
 mod account;
+mod adapters;
 pub mod extract;
 mod keys;
 mod service;
+mod uploads;
 
 use crate::access::Registry;
 
 pub(crate) fn routes(registry: Registry) -> Registry {
     let registry = service::routes(registry);
     let registry = account::routes(registry);
-    keys::routes(registry)
+    let registry = keys::routes(registry);
+    let registry = adapters::routes(registry);
+    uploads::routes(registry)
 }

@@ -3,10 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "in a test the panic is the report")]
 
 mod account;
+mod bad_uploads;
 mod forgery;
 mod isolation;
 mod keys;
 mod manifest;
+mod push;
 mod routes;
 mod serving;
 mod support;
+mod uploads;

@@ -26,3 +26,18 @@ pub struct AdapterManifest {
     pub artifact_digest: ArtifactDigest,
     pub max_rank: u32,
 }
+
+/// A verified file in the node's disk cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CachedFile {
+    pub key: AdapterKey,
+    pub artifact_digest: ArtifactDigest,
+    pub bytes: u64,
+}
+
+impl CachedFile {
+    /// The file that a manifest names.
+    pub fn of(manifest: &AdapterManifest) -> Self {
+        Self { key: manifest.key, artifact_digest: manifest.artifact_digest, bytes: manifest.bytes }
+    }
+}

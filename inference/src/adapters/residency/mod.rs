@@ -1,11 +1,39 @@
 //! Where each adapter's bytes are, and what to load, move or drop next. A function of state and
-//! `now`.
+//! `now`, std and contract only: others perform the [`AdapterAction`]s and report how they ended.
+//!
+//! ```text
+//!  Absent ──Fetch──> Fetching ──fetched──> Disk ──Read──> (reading) ──read──> Host ──Upload──> Device
+//!     ^                  │                                    │                         │        │
+//!     │                  └──────────────── Failed <───────────┴─────────────────────────┘        │
+//!     └── DropFile, host copies dropped when their room is needed ──────────── Evict ────────────┘
+//! ```
+//! The tiers are independent: an adapter on the device may have lost its file and its host copy to
+//! others that needed the room. Adapters that sequences need and that are not on the device wait
+//! in one queue. Whoever is ahead may displace what nobody needs and those behind, and, once its
+//! quantum has ended, what is on the device: so each gets its turn, and a swap is paid for by a
+//! quantum of use.
 
+mod entry;
+mod events;
+mod lease;
+mod plan;
 mod report;
+mod slots;
 
-use std::time::Duration;
+use crate::adapters::{AdapterKey, AdapterManifest, CachedFile};
+use crate::backend::{AdapterSlot, HostAdapter};
+use entry::{Entry, OnDevice, OnDisk, Tier};
+use slots::Slots;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+pub use events::ReadFailure;
+pub use lease::{AdapterDemand, AdapterLease};
 pub use report::{AdapterReport, ResidencyReport, ResidencyState, TierUse};
+
+/// Hints kept at once. One more is dropped: the first request loads the adapter then.
+const MAX_HINTS: usize = 256;
 
 /// Budgets and pace. The device's budget is the backend's
 /// ([`Capacity::adapter_bytes`](crate::backend::Capacity)).
@@ -36,3 +64,190 @@ impl Default for ResidencyConfig {
         }
     }
 }
+
+/// What is to be done. Each but `Evict` ends in exactly one report back.
+pub enum AdapterAction {
+    /// Object store to disk; ends in [`Residency::fetched`].
+    Fetch(Arc<AdapterManifest>),
+    /// Disk to host memory; ends in [`Residency::read`].
+    Read(Arc<AdapterManifest>),
+    /// Ends in [`Residency::dropped`].
+    DropFile(CachedFile),
+    /// Host memory to the device; ends in [`Residency::uploaded`].
+    Upload { slot: AdapterSlot, adapter: Arc<HostAdapter> },
+    /// No submitted step reads the slot.
+    Evict(AdapterSlot),
+}
+
+/// The adapters that a node has, wants, or has failed to load.
+pub struct Residency {
+    config: ResidencyConfig,
+    entries: HashMap<AdapterKey, Entry>,
+    disk: Tier,
+    host: Tier,
+    device: Tier,
+    slots: Slots,
+    /// Needed and not on the device, longest waiting first.
+    wanted: VecDeque<AdapterKey>,
+    /// To be brought into host memory while there is room.
+    hints: VecDeque<AdapterKey>,
+    forgotten: Vec<AdapterKey>,
+    fetches: usize,
+    reads: usize,
+    /// Failed since [`Residency::take_failures`].
+    failures: Vec<AdapterKey>,
+    changes: u64,
+    next_sweep: Option<Instant>,
+}
+
+impl Residency {
+    pub fn new(config: ResidencyConfig, device_bytes: u64, max_slots: u32) -> Self {
+        Self {
+            config,
+            entries: HashMap::new(),
+            disk: Tier::new(config.disk_bytes),
+            host: Tier::new(config.host_bytes),
+            device: Tier::new(device_bytes),
+            slots: Slots::new(max_slots),
+            wanted: VecDeque::new(),
+            hints: VecDeque::new(),
+            forgotten: Vec::new(),
+            fetches: 0,
+            reads: 0,
+            failures: Vec::new(),
+            changes: 0,
+            next_sweep: None,
+        }
+    }
+
+    /// Takes over a file found at the start. False when it does not fit: it is to be removed.
+    #[must_use]
+    pub fn restore(&mut self, file: CachedFile, now: Instant) -> bool {
+        if file.bytes > self.disk.free() || self.entries.contains_key(&file.key) {
+            return false;
+        }
+        let entry = Entry { disk: OnDisk::Present(file), ..Entry::new(now) };
+        self.entries.insert(file.key, entry);
+        self.disk.reserve(file.key, file.bytes);
+        self.changes += 1;
+        true
+    }
+
+    /// A sequence needs the adapter until it drops what this returns; the load starts with the
+    /// next plan. An error is the reason why it cannot be had: of a failed load that is not to be
+    /// tried again yet, or a size that no room would be enough for.
+    pub fn demand(
+        &mut self,
+        manifest: &Arc<AdapterManifest>,
+        now: Instant,
+    ) -> Result<AdapterDemand, String> {
+        let bytes = manifest.bytes;
+        for (tier, place) in [(&self.disk, "on disk"), (&self.host, "in host memory")] {
+            if bytes > tier.capacity {
+                let room = tier.capacity;
+                return Err(format!("it needs {bytes} bytes {place}, this node has {room}"));
+            }
+        }
+        let nobody_waits = self.wanted.is_empty();
+        let quantum = self.config.quantum;
+        let key = manifest.key;
+        let waits = self.wanted.contains(&key);
+        let entry = self.know(manifest, now);
+        if let Some(failure) = &entry.failure {
+            if now < failure.retry_at {
+                return Err(failure.reason.clone());
+            }
+            entry.failure = None;
+        }
+        let is_first = !entry.is_demanded();
+        let demand = entry.demand.clone();
+        entry.last_used = now;
+        match &mut entry.device {
+            OnDevice::Absent if !waits => self.wanted.push_back(key),
+            // Its turn starts now, unless it would prolong one at the cost of those who wait.
+            OnDevice::Present { quantum_ends, .. } if is_first && nobody_waits => {
+                *quantum_ends = now + quantum;
+            }
+            _ => {}
+        }
+        Ok(demand)
+    }
+
+    /// A hint that the adapter will be needed.
+    pub fn prefetch(&mut self, manifest: &Arc<AdapterManifest>, now: Instant) {
+        if self.hints.len() == MAX_HINTS || manifest.bytes > self.disk.capacity {
+            return;
+        }
+        self.know(manifest, now);
+        self.hints.push_back(manifest.key);
+    }
+
+    /// The adapter was deleted: when nobody needs it any more, its bytes leave every tier.
+    pub fn forget(&mut self, key: AdapterKey) {
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if !entry.forgotten {
+            entry.forgotten = true;
+            self.forgotten.push(key);
+        }
+    }
+
+    /// The adapter's slot, to be read by one step; None while it is not on the device.
+    pub fn lease(&mut self, key: &AdapterKey, now: Instant) -> Option<AdapterLease> {
+        let entry = self.entries.get_mut(key)?;
+        let OnDevice::Present { lease, leaving: false, .. } = &entry.device else { return None };
+        entry.last_used = now;
+        Some(lease.clone())
+    }
+
+    /// Adapters whose loads failed since the last call; those who need them are to be told.
+    pub fn take_failures(&mut self, into: &mut Vec<AdapterKey>) {
+        into.append(&mut self.failures);
+    }
+
+    /// Why the adapter's last load failed, if it did.
+    pub fn failure(&self, key: &AdapterKey) -> Option<&str> {
+        self.entries.get(key)?.failure.as_ref().map(|failure| failure.reason.as_str())
+    }
+
+    /// Grows with every change that [`Residency::report`] would show.
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// Every adapter in some tier, or failed.
+    pub fn report(&self) -> ResidencyReport {
+        let tier = |t: &Tier| TierUse { used: t.used, capacity: t.capacity };
+        let mut adapters: Vec<AdapterReport> = self
+            .entries
+            .iter()
+            .map(|(key, entry)| AdapterReport {
+                key: *key,
+                state: entry.state(),
+                disk_bytes: entry.disk_bytes(),
+                host_bytes: entry.host_bytes(),
+                device_bytes: entry.device_bytes(),
+            })
+            .collect();
+        adapters.sort_unstable_by_key(|adapter| adapter.key);
+        ResidencyReport {
+            disk: tier(&self.disk),
+            host: tier(&self.host),
+            device: tier(&self.device),
+            adapters,
+        }
+    }
+
+    /// The adapter's entry, with the manifest to load it by.
+    fn know(&mut self, manifest: &Arc<AdapterManifest>, now: Instant) -> &mut Entry {
+        let entry = self.entries.entry(manifest.key).or_insert_with(|| Entry::new(now));
+        // What is loaded or under way was named by the manifest that started it. Equal content
+        // may have been packed anew since; that counts from the next load on.
+        if entry.manifest.is_none() || entry.is_absent() {
+            entry.manifest = Some(Arc::clone(manifest));
+        }
+        entry
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,192 @@
+//! One adapter's state in each tier.
+
+use super::lease::{AdapterDemand, AdapterLease};
+use super::report::ResidencyState;
+use crate::adapters::{AdapterKey, AdapterManifest, CachedFile};
+use crate::backend::HostAdapter;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// The file on the node's disk.
+#[derive(Debug)]
+pub(super) enum OnDisk {
+    Absent,
+    /// Its bytes are reserved.
+    Fetching(CachedFile),
+    Present(CachedFile),
+    /// Being removed; its bytes are free when that is confirmed.
+    Dropping(CachedFile),
+}
+
+/// The bytes in host memory.
+pub(super) enum InHost {
+    Absent,
+    /// Its bytes are reserved.
+    Reading {
+        bytes: u64,
+    },
+    Present {
+        adapter: Arc<HostAdapter>,
+        bytes: u64,
+        device_bytes: u64,
+    },
+}
+
+/// The place on the device.
+#[derive(Debug)]
+pub(super) enum OnDevice {
+    Absent,
+    Uploading {
+        bytes: u64,
+    },
+    Present {
+        lease: AdapterLease,
+        bytes: u64,
+        /// Until then it keeps its place while somebody needs it.
+        quantum_ends: Instant,
+        /// Gives way to another: no new leases, evicted when the last one is dropped.
+        leaving: bool,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub retry_at: Instant,
+    pub reason: String,
+}
+
+pub(super) struct Entry {
+    /// Known from the first demand or hint on; a file found at the start has none yet.
+    pub manifest: Option<Arc<AdapterManifest>>,
+    /// Each sequence that needs the adapter holds a clone.
+    pub demand: AdapterDemand,
+    pub disk: OnDisk,
+    pub host: InHost,
+    pub device: OnDevice,
+    pub failure: Option<Failure>,
+    /// Loads that failed since the last that succeeded.
+    pub attempts: u32,
+    pub last_used: Instant,
+    /// Deleted by its owner: leaves every tier when nobody needs it any more.
+    pub forgotten: bool,
+}
+
+impl Entry {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            manifest: None,
+            demand: AdapterDemand::default(),
+            disk: OnDisk::Absent,
+            host: InHost::Absent,
+            device: OnDevice::Absent,
+            failure: None,
+            attempts: 0,
+            last_used: now,
+            forgotten: false,
+        }
+    }
+
+    pub fn is_demanded(&self) -> bool {
+        self.demand.is_shared()
+    }
+
+    /// In no tier, and nothing under way.
+    pub fn is_absent(&self) -> bool {
+        matches!(
+            (&self.disk, &self.host, &self.device),
+            (OnDisk::Absent, InHost::Absent, OnDevice::Absent)
+        )
+    }
+
+    /// Somebody needs it on the device, and nothing on the way there has its place yet.
+    pub fn waits_for_device(&self) -> bool {
+        self.is_demanded() && self.failure.is_none() && matches!(self.device, OnDevice::Absent)
+    }
+
+    /// Bytes that dropping the host copy would free.
+    pub fn droppable_host_bytes(&self) -> Option<u64> {
+        match (&self.host, &self.device) {
+            // The copy to the device still reads it.
+            (_, OnDevice::Uploading { .. }) => None,
+            (InHost::Present { bytes, .. }, _) => Some(*bytes),
+            _ => None,
+        }
+    }
+
+    /// The file that removing it would free.
+    pub fn droppable_file(&self) -> Option<CachedFile> {
+        match (&self.disk, &self.host) {
+            (_, InHost::Reading { .. }) => None,
+            (OnDisk::Present(file), _) => Some(*file),
+            _ => None,
+        }
+    }
+
+    pub fn disk_bytes(&self) -> u64 {
+        match &self.disk {
+            OnDisk::Absent => 0,
+            OnDisk::Fetching(file) | OnDisk::Present(file) | OnDisk::Dropping(file) => file.bytes,
+        }
+    }
+
+    pub fn host_bytes(&self) -> u64 {
+        match &self.host {
+            InHost::Absent => 0,
+            InHost::Reading { bytes } | InHost::Present { bytes, .. } => *bytes,
+        }
+    }
+
+    pub fn device_bytes(&self) -> u64 {
+        match &self.device {
+            OnDevice::Absent => 0,
+            OnDevice::Uploading { bytes, .. } | OnDevice::Present { bytes, .. } => *bytes,
+        }
+    }
+
+    pub fn state(&self) -> ResidencyState {
+        if let OnDevice::Present { lease, .. } = &self.device {
+            return ResidencyState::Device { slot: lease.slot() };
+        }
+        if let Some(Failure { retry_at, reason }) = &self.failure {
+            return ResidencyState::Failed { retry_at: *retry_at, reason: reason.clone() };
+        }
+        match (&self.disk, &self.host) {
+            (_, InHost::Present { .. }) => ResidencyState::Host,
+            (OnDisk::Present(_), _) => ResidencyState::Disk,
+            (OnDisk::Fetching(_), _) => ResidencyState::Fetching,
+            (OnDisk::Absent | OnDisk::Dropping(_), _) => ResidencyState::Absent,
+        }
+    }
+}
+
+/// A tier's budget and who has a part of it.
+#[derive(Debug)]
+pub(super) struct Tier {
+    /// Reservations included. `used <= capacity`.
+    pub used: u64,
+    pub capacity: u64,
+    pub members: Vec<AdapterKey>,
+}
+
+impl Tier {
+    pub fn new(capacity: u64) -> Self {
+        Self { used: 0, capacity, members: Vec::new() }
+    }
+
+    pub fn free(&self) -> u64 {
+        self.capacity - self.used
+    }
+
+    pub fn reserve(&mut self, key: AdapterKey, bytes: u64) {
+        debug_assert!(bytes <= self.free());
+        self.used += bytes;
+        self.members.push(key);
+    }
+
+    pub fn release(&mut self, key: AdapterKey, bytes: u64) {
+        self.used -= bytes;
+        if let Some(at) = self.members.iter().position(|member| *member == key) {
+            self.members.swap_remove(at);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! One generation, from its arrival to its end.
+
+use super::plan::PlannedSequence;
+use crate::adapters::residency::{AdapterDemand, AdapterLease};
+use crate::adapters::{AdapterKey, AdapterManifest};
+use crate::backend::batch::SequenceId;
+use crate::kv::{BlockPool, BlockTable, PrefixScope};
+use crate::sampling::SamplingParams;
+use lorikeet_contract::TenantId;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a sequence starts from.
+#[derive(Debug, Clone)]
+pub struct NewSequence {
+    pub id: SequenceId,
+    pub tenant: TenantId,
+    pub adapter: Option<Arc<AdapterManifest>>,
+    /// Not empty.
+    pub prompt: Vec<u32>,
+    pub params: SamplingParams,
+    pub logprobs: Option<u8>,
+    /// Tokens, prompt included, at which it ends.
+    pub max_len: usize,
+    /// Each ends it when drawn.
+    pub stop_tokens: Vec<u32>,
+    pub deadline: Option<Instant>,
+    pub submitted: Instant,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    Stop,
+    Length,
+    Deadline,
+    AdapterLoad(String),
+    TooLarge { needed: u32, available: u32 },
+}
+
+#[derive(Debug)]
+pub struct Sequence {
+    pub id: SequenceId,
+    pub(super) scope: PrefixScope,
+    /// Keeps the adapter wanted until the sequence is dropped.
+    pub(super) adapter: Option<(AdapterKey, AdapterDemand)>,
+    /// Prompt and answer, as far as collected steps have drawn it.
+    pub(super) tokens: Vec<u32>,
+    prompt_len: usize,
+    max_len: usize,
+    stop_tokens: Vec<u32>,
+    params: SamplingParams,
+    logprobs: Option<u8>,
+    pub(super) deadline: Option<Instant>,
+    submitted: Instant,
+
+    /// Empty while it waits.
+    pub(super) table: BlockTable,
+    /// Positions whose keys and values submitted steps have written, or found in the cache.
+    pub(super) computed: usize,
+    /// Tokens that submitted steps are drawing.
+    pub(super) pending: usize,
+    pub(super) admissions: u32,
+
+    cached_tokens: u32,
+    queue: Option<Duration>,
+    adapter_load: Duration,
+}
+
+impl Sequence {
+    pub(super) fn new(new: NewSequence) -> Self {
+        let adapter = new.adapter.as_ref().map(|manifest| manifest.key.digest);
+        Self {
+            id: new.id,
+            scope: PrefixScope { tenant: new.tenant, adapter },
+            adapter: None,
+            prompt_len: new.prompt.len(),
+            tokens: new.prompt,
+            max_len: new.max_len,
+            stop_tokens: new.stop_tokens,
+            params: new.params,
+            logprobs: new.logprobs,
+            deadline: new.deadline,
+            submitted: new.submitted,
+            table: BlockTable::default(),
+            computed: 0,
+            pending: 0,
+            admissions: 0,
+            cached_tokens: 0,
+            queue: None,
+            adapter_load: Duration::ZERO,
+        }
+    }
+
+    pub fn adapter(&self) -> Option<AdapterKey> {
+        self.adapter.as_ref().map(|(key, _)| *key)
+    }
+
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    pub fn table(&self) -> &BlockTable {
+        &self.table
+    }
+
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    pub fn logprobs(&self) -> Option<u8> {
+        self.logprobs
+    }
+
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_len
+    }
+
+    pub fn completion_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Of the prompt, found in the prefix cache when it was first admitted.
+    pub fn cached_tokens(&self) -> u32 {
+        self.cached_tokens
+    }
+
+    /// From its submission to its first scheduled row; to `now` when there was none.
+    pub fn queue(&self, now: Instant) -> Duration {
+        self.queue.unwrap_or_else(|| now.saturating_duration_since(self.submitted))
+    }
+
+    /// Of the queue time, until its adapter was on the device.
+    pub fn adapter_load(&self) -> Duration {
+        self.adapter_load
+    }
+
+    /// Why it can never run.
+    pub(super) fn refusal(&self, kv: &BlockPool) -> Option<Ending> {
+        if self.prompt_len >= self.max_len {
+            return Some(Ending::Length);
+        }
+        let (needed, available) = (kv.blocks_for(self.max_len), kv.num_blocks());
+        (needed > available).then_some(Ending::TooLarge { needed, available })
+    }
+
+    /// Tokens that the next step can feed in. The last token of all is drawn, never fed.
+    pub(super) fn remaining(&self) -> usize {
+        (self.tokens.len() + self.pending).min(self.max_len - 1) - self.computed
+    }
+
+    pub(super) fn admitted(&mut self, cached: u32, lease: Option<&AdapterLease>, now: Instant) {
+        self.computed = cached as usize;
+        self.admissions += 1;
+        if self.queue.is_none() {
+            let queue = now.saturating_duration_since(self.submitted);
+            self.queue = Some(queue);
+            self.cached_tokens = cached;
+            let load = lease.map(|l| l.since().saturating_duration_since(self.submitted));
+            self.adapter_load = load.unwrap_or_default().min(queue);
+        }
+    }
+
+    pub(super) fn plan(&mut self, rows: usize, lease: Option<AdapterLease>) -> PlannedSequence {
+        let position = self.computed;
+        self.computed += rows;
+        let samples = self.computed == self.tokens.len() + self.pending;
+        let follows_pending = position == self.tokens.len();
+        self.pending += usize::from(samples);
+        PlannedSequence {
+            sequence: self.id,
+            position,
+            rows,
+            samples,
+            follows_pending,
+            lease,
+            admission: self.admissions,
+        }
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        planned: &PlannedSequence,
+        sampled: Option<u32>,
+    ) -> Option<Ending> {
+        self.pending -= usize::from(planned.samples);
+        let token = sampled?;
+        self.tokens.push(token);
+        if self.stop_tokens.contains(&token) {
+            return Some(Ending::Stop);
+        }
+        (self.tokens.len() == self.max_len).then_some(Ending::Length)
+    }
+}

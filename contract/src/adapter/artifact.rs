@@ -8,7 +8,7 @@
 //! their B tensors. Tensors keep the dtype in which they were uploaded, so packing loses nothing;
 //! scale and rank are resolved here once (alpha, rsLoRA and patterns are PEFT's, not a node's).
 
-use crate::base_model::Linear;
+use crate::base_model::{BaseModelSpec, Linear};
 use crate::digest::{AdapterDigest, WeightsDigest};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +89,10 @@ pub enum ArtifactError {
         "layer {layer} {linear}: the tensor does not lie inside the file or has the wrong size"
     )]
     Tensor { layer: u32, linear: &'static str },
+    #[error("the packed adapter was made for other base weights than this node's")]
+    OtherBase,
+    #[error("layer {layer} {linear}: the base model has no such module, or one of another shape")]
+    Module { layer: u32, linear: &'static str },
 }
 
 impl ArtifactHeader {
@@ -134,6 +138,23 @@ impl ArtifactHeader {
             }
         }
         Ok(header)
+    }
+
+    /// Every module is one of the base model's, at its shape, in order and once.
+    pub fn check_fits(&self, base: &BaseModelSpec) -> Result<(), ArtifactError> {
+        if self.base_weights_digest != base.weights_digest {
+            return Err(ArtifactError::OtherBase);
+        }
+        let mut before = None;
+        for m in &self.modules {
+            let shape = (m.out_features as usize, m.in_features as usize);
+            let place = Some((m.layer, m.linear.index()));
+            if m.layer >= base.num_layers || shape != base.shape(m.linear) || before >= place {
+                return Err(ArtifactError::Module { layer: m.layer, linear: m.linear.as_str() });
+            }
+            before = place;
+        }
+        Ok(())
     }
 
     pub fn max_rank(&self) -> u32 {

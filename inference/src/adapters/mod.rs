@@ -1,5 +1,9 @@
 //! Adapters on their way from object storage to the device.
 
+mod disk;
+mod fetch;
+mod host;
+pub mod loader;
 pub mod residency;
 pub mod store;
 

@@ -11,13 +11,14 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Why bytes could not be read.
+/// Why bytes could not be read. The messages go to customers; the fields, which may name hosts
+/// and paths, to the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ObjectError {
-    #[error("no object `{0}` in the store")]
+    #[error("its file is missing from the object store")]
     Missing(String),
     /// Worth another attempt.
-    #[error("reading `{object}`: {reason}")]
+    #[error("the object store is not available")]
     Unavailable { object: String, reason: String },
 }
 

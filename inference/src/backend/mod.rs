@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod cpu;
+pub mod sim;
 
 use crate::adapters::AdapterKey;
 use lorikeet_contract::adapter::ArtifactHeader;
@@ -94,7 +95,8 @@ pub trait Backend: Send {
     fn adapter_bytes(&self, header: &ArtifactHeader) -> u64;
 
     /// Starts to place an adapter into a slot that no submitted step reads. Ends in exactly one
-    /// [`UploadDone`]; the slot may appear in a batch only after a successful one.
+    /// [`UploadDone`], unless it returns an error; the slot may appear in a batch only after a
+    /// successful one, and is free after an error.
     fn begin_upload(
         &mut self,
         slot: AdapterSlot,
@@ -108,6 +110,8 @@ pub trait Backend: Send {
     fn evict(&mut self, slot: AdapterSlot);
 
     /// Starts a step. The batch has been checked: slots are live, blocks belong to their sequence.
+    /// Steps execute in the order of their submission, so that a block given up by one step may be
+    /// written by the next.
     fn submit(&mut self, batch: &StepBatch) -> Result<StepTicket, BackendError>;
 
     /// Waits for the oldest submitted step.

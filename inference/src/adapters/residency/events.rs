@@ -84,6 +84,7 @@ impl Residency {
     /// An `Upload` has ended. After a failed one the slot is free.
     pub fn uploaded(&mut self, slot: AdapterSlot, result: Result<(), String>, now: Instant) {
         self.changes += 1;
+        self.uploads -= 1;
         let Some(key) = self.slots.owner(slot) else { return };
         let Some(entry) = self.entries.get_mut(&key) else { return };
         let OnDevice::Uploading { bytes, .. } = entry.device else { return };

@@ -46,6 +46,8 @@ pub struct ResidencyConfig {
     /// Downloads, and reads from disk, under way at once.
     pub max_fetches: usize,
     pub max_reads: usize,
+    /// Copies to the device under way at once.
+    pub max_uploads: usize,
     /// A failed load is tried again after this, doubled with each failure up to `retry_max`.
     pub retry_min: Duration,
     pub retry_max: Duration,
@@ -59,6 +61,7 @@ impl Default for ResidencyConfig {
             quantum: Duration::from_millis(500),
             max_fetches: 4,
             max_reads: 2,
+            max_uploads: 4,
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(60),
         }
@@ -67,16 +70,23 @@ impl Default for ResidencyConfig {
 
 /// What is to be done. Each but `Evict` ends in exactly one report back.
 pub enum AdapterAction {
+    /// To be done beside the running steps.
+    Load(LoadAction),
+    /// Host memory to the device; ends in [`Residency::uploaded`].
+    Upload { slot: AdapterSlot, adapter: Arc<HostAdapter> },
+    /// No submitted step reads the slot.
+    Evict(AdapterSlot),
+}
+
+/// What takes I/O. Never more than `max_fetches + max_reads` and the files of the disk cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LoadAction {
     /// Object store to disk; ends in [`Residency::fetched`].
     Fetch(Arc<AdapterManifest>),
     /// Disk to host memory; ends in [`Residency::read`].
     Read(Arc<AdapterManifest>),
     /// Ends in [`Residency::dropped`].
     DropFile(CachedFile),
-    /// Host memory to the device; ends in [`Residency::uploaded`].
-    Upload { slot: AdapterSlot, adapter: Arc<HostAdapter> },
-    /// No submitted step reads the slot.
-    Evict(AdapterSlot),
 }
 
 /// The adapters that a node has, wants, or has failed to load.
@@ -94,6 +104,7 @@ pub struct Residency {
     forgotten: Vec<AdapterKey>,
     fetches: usize,
     reads: usize,
+    uploads: usize,
     /// Failed since [`Residency::take_failures`].
     failures: Vec<AdapterKey>,
     changes: u64,
@@ -114,6 +125,7 @@ impl Residency {
             forgotten: Vec::new(),
             fetches: 0,
             reads: 0,
+            uploads: 0,
             failures: Vec::new(),
             changes: 0,
             next_sweep: None,
@@ -207,6 +219,11 @@ impl Residency {
     /// Why the adapter's last load failed, if it did.
     pub fn failure(&self, key: &AdapterKey) -> Option<&str> {
         self.entries.get(key)?.failure.as_ref().map(|failure| failure.reason.as_str())
+    }
+
+    /// Copies to the device under way.
+    pub fn uploads(&self) -> usize {
+        self.uploads
     }
 
     /// Grows with every change that [`Residency::report`] would show.

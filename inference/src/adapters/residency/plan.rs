@@ -1,7 +1,7 @@
 //! What to do next, from the device down: room is given to whoever has waited longest.
 
 use super::entry::{Entry, InHost, OnDevice, OnDisk};
-use super::{AdapterAction, Residency};
+use super::{AdapterAction, LoadAction, Residency};
 use crate::adapters::{AdapterKey, CachedFile};
 use std::sync::Arc;
 use std::time::Instant;
@@ -35,6 +35,9 @@ impl Residency {
 
     fn upload(&mut self, now: Instant, actions: &mut Vec<AdapterAction>) {
         for at in 0..self.wanted.len() {
+            if self.uploads == self.config.max_uploads {
+                return;
+            }
             let key = self.wanted[at];
             let entry = self.entry(&key);
             let (InHost::Present { adapter, device_bytes, .. }, OnDevice::Absent) =
@@ -49,6 +52,7 @@ impl Residency {
             }
             let Some(slot) = self.slots.take(key) else { return };
             self.device.reserve(key, bytes);
+            self.uploads += 1;
             self.entry_mut(&key).device = OnDevice::Uploading { bytes };
             actions.push(AdapterAction::Upload { slot, adapter });
         }
@@ -171,7 +175,7 @@ impl Residency {
         self.host.reserve(key, manifest.bytes);
         self.reads += 1;
         self.entry_mut(&key).host = InHost::Reading { bytes: manifest.bytes };
-        actions.push(AdapterAction::Read(manifest));
+        actions.push(AdapterAction::Load(LoadAction::Read(manifest)));
         true
     }
 
@@ -245,7 +249,7 @@ impl Residency {
         self.disk.reserve(key, file.bytes);
         self.fetches += 1;
         self.entry_mut(&key).disk = OnDisk::Fetching(file);
-        actions.push(AdapterAction::Fetch(manifest));
+        actions.push(AdapterAction::Load(LoadAction::Fetch(manifest)));
         Room::Now
     }
 
@@ -284,7 +288,7 @@ impl Residency {
         let entry = self.entry_mut(&key);
         if let Some(file) = entry.droppable_file() {
             entry.disk = OnDisk::Dropping(file);
-            actions.push(AdapterAction::DropFile(file));
+            actions.push(AdapterAction::Load(LoadAction::DropFile(file)));
         }
     }
 

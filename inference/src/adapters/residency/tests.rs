@@ -35,6 +35,7 @@ impl Residency {
         let count = |of: fn(&Entry) -> bool| self.entries.values().filter(|e| of(e)).count();
         assert_eq!(self.fetches, count(|e| matches!(e.disk, OnDisk::Fetching(_))));
         assert_eq!(self.reads, count(|e| matches!(e.host, InHost::Reading { .. })));
+        assert_eq!(self.uploads, count(|e| matches!(e.device, OnDevice::Uploading { .. })));
         assert_eq!(
             self.device.members.len() + self.slots.free(),
             self.slots.capacity(),
@@ -109,17 +110,17 @@ impl World {
         let now = self.now;
         let failed = || "injected".to_owned();
         match action {
-            AdapterAction::Fetch(m) => {
+            AdapterAction::Load(LoadAction::Fetch(m)) => {
                 self.log.push(format!("fetch {}", m.key.digest.0[0]));
                 self.residency.fetched(m.key, ok.then_some(()).ok_or_else(failed), now);
             }
-            AdapterAction::Read(m) => {
+            AdapterAction::Load(LoadAction::Read(m)) => {
                 self.log.push(format!("read {}", m.key.digest.0[0]));
                 let failure = ReadFailure { reason: failed(), file_lost: true };
                 let adapter = (host_adapter(&m), m.bytes);
                 self.residency.read(m.key, ok.then_some(adapter).ok_or(failure), now);
             }
-            AdapterAction::DropFile(file) => {
+            AdapterAction::Load(LoadAction::DropFile(file)) => {
                 self.log.push(format!("drop {}", file.key.digest.0[0]));
                 self.residency.dropped(file.key);
             }

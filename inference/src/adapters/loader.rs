@@ -1,0 +1,150 @@
+//! Performs what residency decided, beside the running steps: the engine thread starts loads and
+//! takes in how they ended, and never waits for I/O.
+
+use super::disk::DiskCache;
+use super::fetch::{self, RANGES_IN_FLIGHT};
+use super::host;
+use super::residency::{LoadAction, ReadFailure};
+use super::{AdapterKey, AdapterManifest, CachedFile, ObjectStore};
+use crate::backend::{HostAdapter, HostAllocator};
+use lorikeet_contract::BaseModelSpec;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::Thread;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc};
+
+/// Ended loads that the engine has not taken in yet. When full, tasks wait with theirs.
+const COMPLETIONS: usize = 64;
+
+/// How a [`LoadAction`] ended.
+pub enum LoadEvent {
+    Fetched { key: AdapterKey, result: Result<(), String> },
+    Read { key: AdapterKey, result: Result<HostAdapter, ReadFailure> },
+    Dropped { key: AdapterKey },
+}
+
+/// Performs loads. Each action started ends in exactly one event.
+pub trait AdapterLoader {
+    fn start(&mut self, action: LoadAction);
+
+    /// Loads that ended since the last call. Never blocks.
+    fn poll(&mut self, events: &mut Vec<LoadEvent>);
+}
+
+/// Where adapters come from and where they are kept.
+#[derive(Clone)]
+pub struct AdapterSource {
+    pub store: Arc<dyn ObjectStore>,
+    /// Of the disk cache; created when missing.
+    pub directory: PathBuf,
+    pub runtime: Handle,
+}
+
+/// Loads from an object store through a disk cache, on a tokio runtime.
+pub struct Loader {
+    tasks: Arc<Tasks>,
+    runtime: Handle,
+    events: mpsc::Receiver<LoadEvent>,
+}
+
+struct Tasks {
+    store: Arc<dyn ObjectStore>,
+    disk: Arc<DiskCache>,
+    allocator: Arc<dyn HostAllocator>,
+    base: BaseModelSpec,
+    ranges: Semaphore,
+    events: mpsc::Sender<LoadEvent>,
+    /// Woken when a load has ended.
+    engine: Thread,
+}
+
+impl Loader {
+    /// Opens the disk cache and lists what it holds.
+    pub fn open(
+        source: AdapterSource,
+        allocator: Arc<dyn HostAllocator>,
+        base: BaseModelSpec,
+        engine: Thread,
+    ) -> io::Result<(Self, Vec<CachedFile>)> {
+        let (disk, found) = DiskCache::open(&source.directory)?;
+        let (sender, events) = mpsc::channel(COMPLETIONS);
+        let tasks = Arc::new(Tasks {
+            store: source.store,
+            disk: Arc::new(disk),
+            allocator,
+            base,
+            ranges: Semaphore::new(RANGES_IN_FLIGHT),
+            events: sender,
+            engine,
+        });
+        Ok((Self { tasks, runtime: source.runtime, events }, found))
+    }
+}
+
+impl AdapterLoader for Loader {
+    fn start(&mut self, action: LoadAction) {
+        self.runtime.spawn(Arc::clone(&self.tasks).perform(action));
+    }
+
+    fn poll(&mut self, events: &mut Vec<LoadEvent>) {
+        while let Ok(event) = self.events.try_recv() {
+            events.push(event);
+        }
+    }
+}
+
+impl Tasks {
+    async fn perform(self: Arc<Self>, action: LoadAction) {
+        let event = match action {
+            LoadAction::Fetch(manifest) => {
+                LoadEvent::Fetched { key: manifest.key, result: self.fetch(&manifest).await }
+            }
+            LoadAction::Read(manifest) => {
+                let key = manifest.key;
+                LoadEvent::Read { key, result: Arc::clone(&self).read(manifest).await }
+            }
+            LoadAction::DropFile(file) => {
+                Arc::clone(&self).drop_file(file).await;
+                LoadEvent::Dropped { key: file.key }
+            }
+        };
+        // A closed channel means that the engine has stopped.
+        let _ = self.events.send(event).await;
+        self.engine.unpark();
+    }
+
+    async fn fetch(&self, manifest: &AdapterManifest) -> Result<(), String> {
+        let disk = Arc::clone(&self.disk);
+        let result = fetch::fetch(&*self.store, disk, manifest, &self.ranges).await;
+        result.map_err(|error| {
+            tracing::warn!(digest = %manifest.key.digest, ?error, "fetching an adapter failed");
+            error.to_string()
+        })
+    }
+
+    async fn read(
+        self: Arc<Self>,
+        manifest: Arc<AdapterManifest>,
+    ) -> Result<HostAdapter, ReadFailure> {
+        let digest = manifest.key.digest;
+        let read = move || host::read(&self.disk, &manifest, &*self.allocator, &self.base);
+        let result = tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| {
+            Err(ReadFailure { reason: format!("interrupted: {error}"), file_lost: false })
+        });
+        result.inspect_err(|failure| {
+            tracing::warn!(%digest, reason = failure.reason, "reading an adapter failed");
+        })
+    }
+
+    async fn drop_file(self: Arc<Self>, file: CachedFile) {
+        let removal = tokio::task::spawn_blocking(move || self.disk.remove(&file)).await;
+        if let Err(error) = removal.map_err(io::Error::other).and_then(|removed| removed) {
+            tracing::warn!(digest = %file.key.digest, %error, "removing an adapter file failed");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -12,3 +12,6 @@ pub mod model;
 pub mod sampling;
 pub mod scheduler;
 pub mod usage;
+
+#[cfg(test)]
+mod purity;

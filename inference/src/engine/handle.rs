@@ -70,6 +70,14 @@ impl EngineHandle {
     /// Hands a request over without waiting. Every accepted request ends with exactly one
     /// `Finished` or `Failed` event, unless its receiver is dropped first.
     pub fn try_submit(&self, request: EngineRequest) -> Result<(), SubmitError> {
+        self.try_submit_at(request, Instant::now())
+    }
+
+    pub(super) fn try_submit_at(
+        &self,
+        request: EngineRequest,
+        submitted: Instant,
+    ) -> Result<(), SubmitError> {
         if request.prompt.is_empty() {
             return Err(SubmitError::EmptyPrompt);
         }
@@ -78,7 +86,7 @@ impl EngineHandle {
         }
         let places = Arc::clone(&self.places);
         let place = places.try_acquire_owned().map_err(|_| SubmitError::QueueFull)?;
-        let submission = Submission { request, submitted: Instant::now(), place };
+        let submission = Submission { request, submitted, place };
         self.commands.try_send(Command::Submit(Box::new(submission))).map_err(|e| match e {
             TrySendError::Full(_) => SubmitError::QueueFull,
             TrySendError::Closed(_) => SubmitError::Stopped,

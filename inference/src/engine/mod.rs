@@ -1,12 +1,248 @@
-//! The engine: one thread that owns scheduler, KV cache, residency and backend.
+//! The engine: one thread that owns scheduler, KV cache, residency and backend, and so needs no
+//! locks.
+//!
+//! ```text
+//!            commands (bounded)                        events (bounded, per request)
+//! handle ───────────────────────> accept ─┐        ┌──────────────────────────────────> api
+//!                                         v        │
+//! loader <──── load actions ────────── step: schedule, submit, collect, commit
+//!        ──── load events (bounded) ─> accept ─^       │  ^
+//!                                            uploads   v  │
+//!                                             backend (submit / collect)
+//! ```
+//! With a pipeline depth of two a step is scheduled and submitted before the one before it has
+//! been collected: the input of a row may then be [`Input::PreviousSample`](crate::backend::Input),
+//! and the end of a sequence is noticed one step late. That step's row writes into blocks that are
+//! free by then, which is harmless because steps execute in order.
 
+mod commands;
 mod config;
-#[expect(dead_code, reason = "the thread that reads the commands is not here yet")]
+mod execute;
 mod handle;
 pub mod request;
 mod stats;
+mod thread;
+
+use crate::adapters::CachedFile;
+use crate::adapters::loader::{AdapterLoader, LoadEvent};
+use crate::adapters::residency::{AdapterAction, LoadAction, Residency};
+use crate::backend::batch::SequenceId;
+use crate::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
+use crate::kv::BlockPool;
+use crate::scheduler::{Scheduler, SchedulerConfig, StepPlan};
+use commands::Request;
+use handle::Command;
+use lorikeet_contract::RequestId;
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+use tokio::sync::{mpsc, watch};
 
 pub use config::EngineConfig;
 pub use handle::{EngineHandle, Revocation};
 pub use request::{EngineEvent, EngineRequest, FinishReason, RequestError, SubmitError, Usage};
 pub use stats::{EngineState, EngineStats, KvUse, StepReport};
+pub use thread::spawn;
+
+/// Why the engine ended. Every request in flight has been told.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("the backend broke its contract: {0}")]
+    Contract(&'static str),
+    #[error("the adapter cache: {0}")]
+    AdapterCache(#[from] std::io::Error),
+    #[error("panic: {0}")]
+    Panic(String),
+}
+
+/// A submitted step that has not been collected.
+struct InFlight {
+    plan: StepPlan,
+    ticket: StepTicket,
+}
+
+pub struct Engine {
+    config: EngineConfig,
+    backend: Box<dyn Backend>,
+    loader: Box<dyn AdapterLoader>,
+    kv: BlockPool,
+    scheduler: Scheduler,
+    residency: Residency,
+    pipeline_depth: usize,
+
+    commands: mpsc::Receiver<Command>,
+    stats: watch::Sender<EngineStats>,
+    requests: HashMap<SequenceId, Request>,
+    by_id: HashMap<RequestId, SequenceId>,
+    next_sequence: u64,
+    state: EngineState,
+
+    step: u64,
+    in_flight: VecDeque<InFlight>,
+    /// The residency that the snapshot shows.
+    reported_changes: Option<u64>,
+
+    // Reused from step to step.
+    spare_plans: Vec<StepPlan>,
+    batch: StepBatch,
+    load_events: Vec<LoadEvent>,
+    uploads: Vec<UploadDone>,
+    closed: Vec<SequenceId>,
+}
+
+impl Engine {
+    fn new(
+        config: EngineConfig,
+        backend: Box<dyn Backend>,
+        loader: Box<dyn AdapterLoader>,
+        commands: mpsc::Receiver<Command>,
+        stats: watch::Sender<EngineStats>,
+    ) -> Self {
+        let capacity = backend.capacity();
+        let limits = config.scheduler;
+        let max_rows = capacity.max_rows as usize;
+        Self {
+            kv: BlockPool::new(capacity.num_blocks, capacity.block_size),
+            scheduler: Scheduler::new(SchedulerConfig {
+                max_num_batched_tokens: limits.max_num_batched_tokens.min(max_rows),
+                ..limits
+            }),
+            residency: Residency::new(config.residency, capacity.adapter_bytes, capacity.max_slots),
+            pipeline_depth: capacity.pipeline_depth.max(1) as usize,
+            config,
+            backend,
+            loader,
+            commands,
+            stats,
+            requests: HashMap::new(),
+            by_id: HashMap::new(),
+            next_sequence: 0,
+            state: EngineState::Running,
+            step: 0,
+            in_flight: VecDeque::new(),
+            reported_changes: None,
+            spare_plans: Vec::new(),
+            batch: StepBatch::default(),
+            load_events: Vec::new(),
+            uploads: Vec::new(),
+            closed: Vec::new(),
+        }
+    }
+
+    /// Takes over the files that the disk cache kept.
+    fn restore(&mut self, files: Vec<CachedFile>, now: Instant) {
+        for file in files {
+            if !self.residency.restore(file, now) {
+                self.loader.start(LoadAction::DropFile(file));
+            }
+        }
+    }
+
+    /// One round: takes in what has arrived, submits the next step if there is one, and commits
+    /// the one that is due. True when a step was submitted or committed.
+    fn step(&mut self, now: Instant) -> Result<bool, EngineError> {
+        self.accept_commands(now);
+        if matches!(self.state, EngineState::Stopped(_)) {
+            return Ok(false);
+        }
+        self.accept_adapter_events(now)?;
+        let mut plan = self.spare_plans.pop().unwrap_or_default();
+        self.scheduler.schedule(now, &mut self.kv, &mut self.residency, &mut plan);
+        self.perform(&mut plan.actions, now)?;
+        for (sequence, ending) in plan.ended.drain(..) {
+            self.finish(&sequence, ending, now);
+        }
+        let has_work = !plan.sequences.is_empty();
+        if has_work {
+            self.submit(plan)?;
+        } else {
+            self.spare_plans.push(plan);
+        }
+        let due = self.in_flight.len() >= self.pipeline_depth || !has_work;
+        let collected = due && self.collect(now)?;
+        self.publish();
+        Ok(has_work || collected)
+    }
+
+    fn accept_adapter_events(&mut self, now: Instant) -> Result<(), EngineError> {
+        let mut events = std::mem::take(&mut self.load_events);
+        self.loader.poll(&mut events);
+        for event in events.drain(..) {
+            match event {
+                LoadEvent::Fetched { key, result } => self.residency.fetched(key, result, now),
+                LoadEvent::Read { key, result } => {
+                    let sized = result.map(|adapter| {
+                        let device_bytes = self.backend.adapter_bytes(&adapter.header);
+                        (adapter, device_bytes)
+                    });
+                    self.residency.read(key, sized, now);
+                }
+                LoadEvent::Dropped { key } => self.residency.dropped(key),
+            }
+        }
+        self.load_events = events;
+
+        let mut uploads = std::mem::take(&mut self.uploads);
+        self.backend.poll_uploads(&mut uploads);
+        for UploadDone { slot, result } in uploads.drain(..) {
+            let result = own_fault_only(result)?;
+            self.residency.uploaded(slot, result, now);
+        }
+        self.uploads = uploads;
+        Ok(())
+    }
+
+    fn perform(
+        &mut self,
+        actions: &mut Vec<AdapterAction>,
+        now: Instant,
+    ) -> Result<(), EngineError> {
+        for action in actions.drain(..) {
+            match action {
+                AdapterAction::Load(load) => self.loader.start(load),
+                AdapterAction::Evict(slot) => self.backend.evict(slot),
+                AdapterAction::Upload { slot, adapter } => {
+                    if let Err(reason) = own_fault_only(self.backend.begin_upload(slot, adapter))? {
+                        self.residency.uploaded(slot, Err(reason), now);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        if self.state == EngineState::Draining && self.requests.is_empty() {
+            self.state = EngineState::Drained;
+        }
+        let changes = self.residency.changes();
+        let residency = (self.reported_changes != Some(changes))
+            .then(|| std::sync::Arc::new(self.residency.report()));
+        self.reported_changes = Some(changes);
+        let (total, cached) = (self.kv.num_blocks(), self.kv.cached());
+        let used = total - self.kv.available();
+        self.stats.send_modify(|stats| {
+            if stats.state != self.state {
+                stats.state = self.state.clone();
+            }
+            stats.running = self.scheduler.running();
+            stats.waiting = self.scheduler.waiting();
+            stats.kv = KvUse { total, used, cached };
+            if let Some(residency) = residency {
+                stats.residency = residency;
+            }
+        });
+    }
+}
+
+/// An adapter's own fault is told to those who need it; a device error ends the engine.
+fn own_fault_only(result: Result<(), BackendError>) -> Result<Result<(), String>, BackendError> {
+    match result {
+        Err(BackendError::Device(reason)) => Err(BackendError::Device(reason)),
+        other => Ok(other.map_err(|error| error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

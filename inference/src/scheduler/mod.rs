@@ -351,4 +351,16 @@ fn lease(
 }
 
 #[cfg(test)]
-mod tests;
+impl Scheduler {
+    pub fn assert_invariants(&self, kv: &BlockPool) {
+        kv.assert_invariants(self.sequences.values().map(|sequence| &sequence.table));
+        assert!(self.running.is_sorted());
+        assert_eq!(self.running.len() + self.waiting.len(), self.sequences.len());
+        for sequence in self.sequences.values() {
+            let is_running = self.running.binary_search(&sequence.id).is_ok();
+            assert_eq!(is_running, !sequence.table.blocks().is_empty());
+            let covered = sequence.table.blocks().len();
+            assert!(kv.blocks_for(sequence.computed) as usize <= covered);
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Requests on their way in and out.
+
+use super::handle::{Command, Submission};
+use super::{Engine, EngineEvent, EngineRequest, EngineState, FinishReason, RequestError, Usage};
+use crate::backend::batch::SequenceId;
+use crate::scheduler::{Ending, NewSequence, Sequence};
+use lorikeet_contract::{KeyId, RequestId, TenantId};
+use std::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+/// What the engine keeps of a request beside its sequence.
+pub(super) struct Request {
+    pub id: RequestId,
+    pub tenant: TenantId,
+    pub key: Option<KeyId>,
+    pub events: mpsc::Sender<EngineEvent>,
+    /// Its place among the requests held, given back when the request has ended.
+    pub _place: OwnedSemaphorePermit,
+}
+
+impl Engine {
+    pub(super) fn accept_commands(&mut self, now: Instant) {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Submit(submission) => self.accept(*submission, now),
+                Command::Cancel(request) => {
+                    if let Some(id) = self.by_id.get(&request).copied() {
+                        self.cancel(id, now);
+                    }
+                }
+                Command::Revoke(revocation) => {
+                    self.fail_where(RequestError::Revoked, now, |request| {
+                        revocation.covers(request.tenant, request.key)
+                    });
+                }
+                Command::Prefetch(manifest) => self.residency.prefetch(&manifest, now),
+                Command::Forget(key) => self.residency.forget(key),
+                Command::Drain => self.state = EngineState::Draining,
+                Command::Shutdown => self.state = EngineState::Stopped("it was shut down".into()),
+            }
+        }
+        self.cancel_closed(now);
+    }
+
+    fn accept(&mut self, submission: Submission, now: Instant) {
+        if self.state != EngineState::Running {
+            // It came through the door while that was being closed.
+            return refuse(&submission.request, "the node is shutting down");
+        }
+        let Submission { request, submitted, place } = submission;
+        let EngineRequest {
+            id: request_id,
+            tenant,
+            key,
+            adapter,
+            prompt,
+            params,
+            max_tokens,
+            mut stop_tokens,
+            ignore_eos,
+            logprobs,
+            deadline,
+            events,
+        } = request;
+        if !ignore_eos {
+            stop_tokens.extend_from_slice(&self.config.eos_tokens);
+        }
+        let context = self.config.base.context_length as usize;
+        let id = SequenceId(self.next_sequence);
+        self.next_sequence += 1;
+        self.requests.insert(id, Request { id: request_id, tenant, key, events, _place: place });
+        self.by_id.insert(request_id, id);
+        let new = NewSequence {
+            id,
+            tenant,
+            adapter,
+            max_len: prompt.len().saturating_add(max_tokens as usize).min(context),
+            prompt,
+            params,
+            logprobs,
+            stop_tokens,
+            deadline,
+            submitted,
+        };
+        let added = self.scheduler.add(new, &self.kv, &mut self.residency, now);
+        if let Err((sequence, ending)) = added {
+            self.finish(&sequence, ending, now);
+        }
+    }
+
+    /// Readers that have gone away, seen also while their requests wait.
+    fn cancel_closed(&mut self, now: Instant) {
+        let mut closed = std::mem::take(&mut self.closed);
+        let gone = self.requests.iter().filter(|(_, request)| request.events.is_closed());
+        closed.extend(gone.map(|(id, _)| *id));
+        for id in closed.drain(..) {
+            self.cancel(id, now);
+        }
+        self.closed = closed;
+    }
+
+    pub(super) fn cancel(&mut self, id: SequenceId, now: Instant) {
+        let Some(sequence) = self.scheduler.remove(id, &mut self.kv) else { return };
+        let usage = usage(&sequence, now);
+        self.end(id, EngineEvent::Finished { reason: FinishReason::Cancelled, usage });
+    }
+
+    fn fail_where(
+        &mut self,
+        error: RequestError,
+        now: Instant,
+        covered: impl Fn(&Request) -> bool,
+    ) {
+        let covered = self.requests.iter().filter(|(_, request)| covered(request));
+        for id in covered.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let Some(sequence) = self.scheduler.remove(id, &mut self.kv) else { continue };
+            let usage = usage(&sequence, now);
+            self.end(id, EngineEvent::Failed { error: error.clone(), usage });
+        }
+    }
+
+    /// Tells every request that the engine has stopped, those that nobody has taken in included.
+    pub(super) fn fail_all(&mut self, reason: &str, now: Instant) {
+        let error = RequestError::Engine(reason.to_owned());
+        for id in self.requests.keys().copied().collect::<Vec<_>>() {
+            // Sequences stay where they are: after a panic nothing else can be relied on.
+            let usage = self.scheduler.get(id).map(|s| usage(s, now)).unwrap_or_default();
+            self.end(id, EngineEvent::Failed { error: error.clone(), usage });
+        }
+        refuse_all(&mut self.commands, reason);
+    }
+
+    /// Sends a request's last event and lets go of it.
+    fn end(&mut self, id: SequenceId, event: EngineEvent) {
+        let Some(request) = self.requests.remove(&id) else { return };
+        self.by_id.remove(&request.id);
+        // A full or closed channel: nobody is left to be told.
+        let _ = request.events.try_send(event);
+    }
+
+    pub(super) fn finish(&mut self, sequence: &Sequence, ending: Ending, now: Instant) {
+        let usage = usage(sequence, now);
+        let finished = |reason| EngineEvent::Finished { reason, usage };
+        let failed = |error| EngineEvent::Failed { error, usage };
+        let event = match ending {
+            Ending::Stop => finished(FinishReason::Stop),
+            Ending::Length => finished(FinishReason::Length),
+            Ending::Deadline => failed(RequestError::Deadline),
+            Ending::AdapterLoad(reason) => failed(RequestError::AdapterLoad(reason)),
+            Ending::TooLarge { needed, available } => {
+                failed(RequestError::TooLarge { needed, available })
+            }
+        };
+        self.end(sequence.id, event);
+    }
+}
+
+/// Closes the door, and tells those who came through it that the engine has stopped.
+pub(super) fn refuse_all(commands: &mut mpsc::Receiver<Command>, reason: &str) {
+    commands.close();
+    while let Ok(command) = commands.try_recv() {
+        if let Command::Submit(submission) = command {
+            refuse(&submission.request, reason);
+        }
+    }
+}
+
+fn refuse(request: &EngineRequest, reason: &str) {
+    let usage = Usage { prompt_tokens: request.prompt.len() as u32, ..Usage::default() };
+    let error = RequestError::Engine(reason.to_owned());
+    // A full or closed channel: nobody is left to be told.
+    let _ = request.events.try_send(EngineEvent::Failed { error, usage });
+}
+
+fn usage(sequence: &Sequence, now: Instant) -> Usage {
+    Usage {
+        prompt_tokens: sequence.prompt_tokens() as u32,
+        cached_tokens: sequence.cached_tokens(),
+        completion_tokens: sequence.completion_tokens() as u32,
+        queue: sequence.queue(now),
+        adapter_load: sequence.adapter_load(),
+    }
+}

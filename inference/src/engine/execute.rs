@@ -1,0 +1,140 @@
+//! A planned step on its way through the backend.
+
+use super::{Engine, EngineError, EngineEvent, InFlight, StepReport};
+use crate::backend::{Input, LogitsWanted, SampleRequest, SequenceOutput, SequenceStep, StepBatch};
+use crate::scheduler::{Commit, PlannedSequence, Scheduler, Sequence, StepPlan};
+use std::time::Instant;
+
+impl Engine {
+    pub(super) fn submit(&mut self, plan: StepPlan) -> Result<(), EngineError> {
+        self.step += 1;
+        fill(&mut self.batch, self.step, &plan, &self.scheduler);
+        let ticket = self.backend.submit(&self.batch)?;
+        self.stats.send_modify(|stats| {
+            report(&mut stats.last_step, self.step, &plan, &self.scheduler);
+        });
+        self.in_flight.push_back(InFlight { plan, ticket });
+        Ok(())
+    }
+
+    /// Waits for the oldest submitted step and commits it. False when there is none.
+    pub(super) fn collect(&mut self, now: Instant) -> Result<bool, EngineError> {
+        let Some(InFlight { mut plan, ticket }) = self.in_flight.pop_front() else {
+            return Ok(false);
+        };
+        let output = self.backend.collect(ticket)?;
+        if output.sequences.len() != plan.sequences.len() {
+            return Err(EngineError::Contract("a step's output has other sequences than it had"));
+        }
+        for (planned, output) in plan.sequences.iter().zip(output.sequences) {
+            self.commit(planned, output, now)?;
+        }
+        // Drops the leases: what the step has read may be evicted now.
+        plan.clear();
+        self.spare_plans.push(plan);
+        Ok(true)
+    }
+
+    fn commit(
+        &mut self,
+        planned: &PlannedSequence,
+        output: SequenceOutput,
+        now: Instant,
+    ) -> Result<(), EngineError> {
+        let id = planned.sequence;
+        if output.sequence != id {
+            return Err(EngineError::Contract("a step's output is in another order than it was"));
+        }
+        if output.sampled.is_some() != planned.samples {
+            return Err(EngineError::Contract("a token was not drawn, or one that nobody wanted"));
+        }
+        let token = output.sampled.as_ref().map(|sampled| sampled.token);
+        let commit = self.scheduler.commit(planned, token, &mut self.kv);
+        if matches!(commit, Commit::Gone) {
+            return Ok(());
+        }
+        let delivered = match (output.sampled, self.requests.get(&id)) {
+            (Some(sampled), Some(request)) => {
+                request.events.try_send(EngineEvent::Token(sampled)).is_ok()
+            }
+            _ => true,
+        };
+        match commit {
+            Commit::Ended(sequence, ending) => self.finish(&sequence, ending, now),
+            // The reader is gone, or has let its channel fill up.
+            _ if !delivered => self.cancel(id, now),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Overwrites the batch, keeping the vectors inside it.
+fn fill(batch: &mut StepBatch, step: u64, plan: &StepPlan, scheduler: &Scheduler) {
+    batch.step = step;
+    batch.sequences.truncate(plan.sequences.len());
+    for (i, planned) in plan.sequences.iter().enumerate() {
+        let sequence = scheduler.get(planned.sequence).expect("planned sequences exist");
+        if i == batch.sequences.len() {
+            batch.sequences.push(SequenceStep {
+                sequence: planned.sequence,
+                input: Input::PreviousSample,
+                position: 0,
+                blocks: Vec::new(),
+                adapter: None,
+                sample: None,
+                logits: LogitsWanted::None,
+            });
+        }
+        fill_one(&mut batch.sequences[i], planned, sequence);
+    }
+}
+
+fn fill_one(step: &mut SequenceStep, planned: &PlannedSequence, sequence: &Sequence) {
+    step.sequence = planned.sequence;
+    step.position = planned.position as u32;
+    step.blocks.clear();
+    step.blocks.extend_from_slice(sequence.table().blocks());
+    step.adapter = planned.lease.as_ref().map(|lease| lease.slot());
+    step.sample = planned.samples.then(|| SampleRequest {
+        params: sequence.params().clone(),
+        output_index: (planned.position + planned.rows - sequence.prompt_tokens()) as u32,
+        logprobs: sequence.logprobs(),
+    });
+    if planned.follows_pending {
+        step.input = Input::PreviousSample;
+        return;
+    }
+    let tokens = &sequence.tokens()[planned.position..planned.position + planned.rows];
+    match &mut step.input {
+        Input::Tokens(reused) => {
+            reused.clear();
+            reused.extend_from_slice(tokens);
+        }
+        input => *input = Input::Tokens(tokens.to_vec()),
+    }
+}
+
+fn report(report: &mut StepReport, step: u64, plan: &StepPlan, scheduler: &Scheduler) {
+    let adapters = std::mem::take(&mut report.adapters);
+    *report = StepReport {
+        step,
+        sequences: plan.sequences.len() as u32,
+        preempted: plan.preempted,
+        adapters,
+        ..StepReport::default()
+    };
+    report.adapters.clear();
+    for planned in &plan.sequences {
+        let Some(sequence) = scheduler.get(planned.sequence) else { continue };
+        let is_decode = planned.rows == 1 && planned.position >= sequence.prompt_tokens();
+        let rows = if is_decode { &mut report.decode_rows } else { &mut report.prefill_rows };
+        *rows += planned.rows as u32;
+        match sequence.adapter() {
+            Some(key) => report.adapters.push(key),
+            None => report.base_sequences += 1,
+        }
+    }
+    report.adapters.sort_unstable();
+    report.adapters.dedup();
+}

@@ -1,0 +1,5 @@
+mod adapters;
+mod harness;
+mod lifecycle;
+mod property;
+mod scheduling;

@@ -15,9 +15,11 @@ pub mod error;
 mod http;
 pub mod jobs;
 pub mod keys;
+pub mod link;
 pub mod objects;
 pub mod state;
 pub mod uploads;
+pub mod usage;
 
 pub use auth::create_operator;
 pub use config::{Config, ConfigError};
@@ -42,12 +44,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let db = db::Db::connect(&config.database).await?;
     db::migrate::check_version(&db).await?;
     let http = bind(config.listen, "LORIKEET_LISTEN").await?;
-    tracing::info!(address = %http.local_addr()?, "control plane listens");
+    let grpc = bind(config.grpc_listen, "LORIKEET_GRPC_LISTEN").await?;
+    let key = link::load_or_create_signing_key(&config.node_signing_key)?;
+    tracing::info!(http = %http.local_addr()?, grpc = %grpc.local_addr()?, "control plane listens");
+    let nodes = link::LinkParts { pool: db.ingest.clone(), key };
     let state = AppState::new(config, db.clone());
 
     let stop = shutdown.child_token();
     let mut parts = JoinSet::new();
     parts.spawn(serve_http(http, app(&state).router, stop.clone()));
+    parts.spawn(serve_nodes(grpc, nodes, stop.clone()));
     parts.spawn(sweep(state.clone(), stop.clone()));
     parts.spawn(run_jobs(state.clone(), stop.clone()));
     let outcome = until_stopped(&mut parts, &stop).await;
@@ -116,6 +122,14 @@ async fn serve_http(
 async fn run_jobs(state: AppState, stop: CancellationToken) -> anyhow::Result<()> {
     jobs::run(jobs::JobContext { db: state.db, objects: state.objects }, stop).await;
     Ok(())
+}
+
+async fn serve_nodes(
+    listener: TcpListener,
+    parts: link::LinkParts,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    link::serve(listener, parts, stop).await.context("the nodes' gRPC server failed")
 }
 
 /// Forgets ended sessions and old login counters.

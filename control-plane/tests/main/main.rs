@@ -5,9 +5,12 @@
 mod account;
 mod bad_uploads;
 mod forgery;
+mod ingest;
 mod isolation;
 mod keys;
+mod link;
 mod manifest;
+mod nodes;
 mod push;
 mod routes;
 mod serving;

@@ -355,6 +355,8 @@ create table usage_hourly (
   revision           bigint not null default 1,
   primary key (tenant_id, hour, adapter_version_id, key_id)
 );
+-- For operators, who read all tenants of a period.
+create index usage_hourly_hour on usage_hourly (hour);
 
 -- Creates the month's partition unless it is there. The default partition catches the rest.
 create function ensure_usage_partition(p_month date) returns void

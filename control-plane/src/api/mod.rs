@@ -4,8 +4,10 @@ mod account;
 mod adapters;
 pub mod extract;
 mod keys;
+mod operator;
 mod service;
 mod uploads;
+mod usage;
 
 use crate::access::Registry;
 
@@ -14,5 +16,7 @@ pub(crate) fn routes(registry: Registry) -> Registry {
     let registry = account::routes(registry);
     let registry = keys::routes(registry);
     let registry = adapters::routes(registry);
-    uploads::routes(registry)
+    let registry = uploads::routes(registry);
+    let registry = usage::routes(registry);
+    operator::routes(registry)
 }

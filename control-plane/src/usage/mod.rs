@@ -1,5 +1,9 @@
 //! Usage: taken in from the nodes' logs, summed by hour, shown to tenants and operators.
 
 pub mod ingest;
+pub mod period;
 mod position;
+pub mod queries;
+pub mod reconcile;
 mod record;
+pub mod tenants;

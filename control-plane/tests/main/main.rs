@@ -16,3 +16,4 @@ mod routes;
 mod serving;
 mod support;
 mod uploads;
+mod usage;

@@ -1,0 +1,70 @@
+//! A tenant's own usage.
+
+use super::extract::Query;
+use crate::access::{Access, Registry};
+use crate::auth::TenantCaller;
+use crate::error::ApiError;
+use crate::state::AppState;
+use crate::usage::period::{Group, Period};
+use crate::usage::queries::{UsageReport, usage};
+use axum::Json;
+use axum::extract::State;
+use lorikeet_contract::key::Scope;
+use serde::Deserialize;
+use time::format_description::well_known::{Iso8601, Rfc3339};
+use time::{Date, OffsetDateTime};
+
+pub(super) fn routes(registry: Registry) -> Registry {
+    registry.get("/api/v1/usage", Access::Tenant(Scope::Read), show)
+}
+
+/// `from` and `to` are days (2026-11-24) or times (RFC 3339); the hour or day of each is part of
+/// the period. Without them it is the last 30 days, or the last 24 hours.
+#[derive(Debug, Deserialize)]
+pub(super) struct PeriodQuery {
+    from: Option<String>,
+    to: Option<String>,
+    group: Option<String>,
+}
+
+impl PeriodQuery {
+    pub(super) fn period(&self, now: OffsetDateTime) -> Result<Period, ApiError> {
+        let group = match &self.group {
+            None => Group::Day,
+            Some(text) => Group::parse(text)
+                .ok_or_else(|| ApiError::invalid("group", "group is `hour` or `day`"))?,
+        };
+        let to = match &self.to {
+            Some(text) => time_of("to", text)?,
+            None => now,
+        };
+        let Some(from) = &self.from else {
+            let count = match group {
+                Group::Hour => 24,
+                Group::Day => 30,
+            };
+            return Ok(Period::last(count, group, to));
+        };
+        Period::new(time_of("from", from)?, to, group)
+            .map_err(|e| ApiError::invalid("from", e.to_string()))
+    }
+}
+
+fn time_of(param: &'static str, text: &str) -> Result<OffsetDateTime, ApiError> {
+    OffsetDateTime::parse(text, &Rfc3339)
+        .or_else(|_| Date::parse(text, &Iso8601::DATE).map(|day| day.midnight().assume_utc()))
+        .map_err(|_| {
+            let example = "a day (2026-11-24) or a time (2026-11-24T08:00:00Z)";
+            ApiError::invalid(param, format!("{param} must be {example}"))
+        })
+}
+
+async fn show(
+    State(state): State<AppState>,
+    caller: TenantCaller,
+    Query(query): Query<PeriodQuery>,
+) -> Result<Json<UsageReport>, ApiError> {
+    let period = query.period(OffsetDateTime::now_utc())?;
+    let mut tx = state.db.app.read(&caller.acting()).await?;
+    Ok(Json(usage(&mut tx, period).await?))
+}

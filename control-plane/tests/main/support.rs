@@ -46,7 +46,11 @@ pub fn config(database: &str, changes: &[(&str, &str)]) -> Config {
         ("LORIKEET_S3_ENDPOINT", "http://127.0.0.1:7720"),
         ("LORIKEET_S3_ACCESS_KEY", "access"),
         ("LORIKEET_S3_SECRET_KEY", "secret"),
-        ("LORIKEET_NODE_SIGNING_KEY", "/nonexistent"),
+        ("LORIKEET_GRPC_LISTEN", "127.0.0.1:0"),
+        (
+            "LORIKEET_NODE_SIGNING_KEY",
+            concat!(env!("CARGO_TARGET_TMPDIR"), "/node-signing-key.pem"),
+        ),
     ];
     Config::from_vars(|name| {
         let named = |(n, v): &(&str, &str)| (*n == name).then(|| (*v).to_owned());

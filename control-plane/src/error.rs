@@ -1,6 +1,7 @@
 //! What can go wrong in a request, and what the caller is told: the only place that knows status
 //! codes. Handlers return [`ApiError`]; [`OnConstraint`] turns a violated constraint into one.
 
+use crate::objects::ObjectError;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lorikeet_contract::adapter::AdapterError;
@@ -57,6 +58,9 @@ pub enum ApiError {
     UploadIncomplete { file: String, part: i32 },
     #[error("the object store does not accept the parts of {file}: send them again")]
     PartsRejected { file: String },
+    /// The log has the detail.
+    #[error("the object store does not answer: try again shortly")]
+    ObjectStore(#[from] ObjectError),
     #[error("too many attempts: try again in {retry_after_s} s")]
     TooManyAttempts { retry_after_s: u64 },
     #[error("the server is busy: try again shortly")]
@@ -104,6 +108,7 @@ impl ApiError {
             Self::UploadClosed => (S::CONFLICT, "upload_closed"),
             Self::UploadIncomplete { .. } => (S::CONFLICT, "upload_incomplete"),
             Self::PartsRejected { .. } => (S::CONFLICT, "parts_rejected"),
+            Self::ObjectStore(_) => (S::SERVICE_UNAVAILABLE, "object_store_unavailable"),
             Self::TooManyAttempts { .. } => (S::TOO_MANY_REQUESTS, "too_many_attempts"),
             Self::Busy => (S::SERVICE_UNAVAILABLE, "busy"),
             Self::Unavailable => (S::SERVICE_UNAVAILABLE, "unavailable"),
@@ -115,7 +120,7 @@ impl ApiError {
     fn retry_after_s(&self) -> Option<u64> {
         match self {
             Self::TooManyAttempts { retry_after_s } => Some(*retry_after_s),
-            Self::Busy | Self::Unavailable | Self::Timeout => Some(1),
+            Self::Busy | Self::Unavailable | Self::ObjectStore(_) | Self::Timeout => Some(1),
             _ => None,
         }
     }
@@ -139,6 +144,9 @@ impl IntoResponse for ApiError {
         let message = self.to_string();
         if let Self::Internal(error) = &self {
             tracing::error!(error = format!("{error:#}"), "request failed");
+        }
+        if let Self::ObjectStore(error) = &self {
+            tracing::error!(%error, "request failed");
         }
         let param = match self {
             Self::Invalid { param, .. } => Some(param),

@@ -35,7 +35,7 @@ pub async fn complete(
             objects.finish_multipart(&file.object_key, &file.s3_upload_id, parts, file.bytes);
         finished.await.map_err(|error| match error {
             FinishError::Rejected => ApiError::PartsRejected { file: file.name.clone() },
-            FinishError::Store(error) => ApiError::internal(error),
+            FinishError::Store(error) => error.into(),
         })?;
     }
     commit(db, acting, &upload).await?;

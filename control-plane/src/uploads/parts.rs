@@ -80,7 +80,7 @@ pub async fn view(
                 true => Some(objects.presign_part(key, id, number, bytes, URL_LIFE).await),
                 false => None,
             };
-            let url = url.transpose().map_err(ApiError::internal)?;
+            let url = url.transpose()?;
             let received = received.contains(&(file.name.clone(), number));
             parts.push(PartView { number, offset, bytes, url, received });
         }

@@ -60,12 +60,11 @@ pub async fn start(
     let mut planned = Vec::with_capacity(files.len());
     for file in files {
         let object_key = staged_key(acting.tenant, upload, &file.name);
-        let started = objects.start_multipart(&object_key).await;
-        let s3_upload_id = match started {
+        let s3_upload_id = match objects.start_multipart(&object_key).await {
             Ok(id) => id,
             Err(error) => {
                 abort(objects, &planned).await;
-                return Err(ApiError::internal(error));
+                return Err(error.into());
             }
         };
         planned.push(PlannedFile {

@@ -1,6 +1,7 @@
 //! Uploads, their checks, and what becomes of adapters.
 
 use crate::push::{Ahead, Files, Plant, files_in, files_of, put_object};
+use crate::support::TestApp;
 use lorikeet_contract::adapter::files::WEIGHTS_FILE;
 use lorikeet_contract::adapter::testing::{RandomAdapter, smollm2_135m};
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype};
@@ -380,4 +381,15 @@ async fn every_format_that_is_promised_passes_the_upload() {
     let refused = client.push("meow", &meow, Ahead::Yes).await.unwrap_err();
     assert_eq!(refused.code(), "unsupported_module");
     assert!(refused.body["error"]["message"].as_str().unwrap().contains("lm_head"));
+}
+
+#[tokio::test]
+async fn an_object_store_that_is_away_is_said_to_be_and_nothing_is_begun() {
+    let app = TestApp::start_with(&[("LORIKEET_S3_ENDPOINT", "http://127.0.0.1:1")]).await;
+    let client = app.sign_up("offline").await;
+    let refused = client.start_upload("a", &small_adapter(1), Ahead::Yes).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.code(), "object_store_unavailable");
+    assert!(refused.headers.contains_key("retry-after"));
+    assert_eq!(client.get("/api/v1/adapters").await.body["adapters"], json!([]));
 }

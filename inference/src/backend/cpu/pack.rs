@@ -13,8 +13,6 @@ use std::ops::Range;
 
 /// Rows that go through all panels together: their inputs stay in the second-level cache.
 const ROW_BLOCK: usize = 64;
-/// A cache line, in bytes.
-const LINE: usize = 64;
 
 /// A matrix of `outputs x inputs`, packed. `inputs` is a multiple of the group.
 pub struct Packed<T> {
@@ -131,10 +129,12 @@ pub fn multiply_panel<T: Element>(
 ) {
     let depth = panel.data.len() / panel.width;
     assert!(depth * panel.width == panel.data.len() && depth.is_multiple_of(T::GROUP));
+    assert!(x.data.as_ptr().cast::<u32>().is_aligned() && x.stride.is_multiple_of(T::GROUP));
     assert!(panel.width <= PANEL && out.holds(x.count, panel.width));
     assert!(x.count == 0 || (x.count - 1) * x.stride + depth <= x.data.len());
     let tiles = x.count.div_ceil(TILE_ROWS);
-    let ahead_bytes = std::mem::size_of_val(next).div_ceil(tiles.max(1)).next_multiple_of(LINE);
+    // One tile is bound by memory, and the processor's own prefetcher then does better alone.
+    let ahead = if tiles > 1 { size_of_val(next) / tiles } else { 0 };
     for tile in 0..tiles {
         // Tiles of equal height: 12 rows are 6 + 6, not 8 + 4.
         let (start, end) = (x.count * tile / tiles, x.count * (tile + 1) / tiles);
@@ -148,8 +148,8 @@ pub fn multiply_panel<T: Element>(
             out: out.row_mut(start),
             out_stride: out.stride(),
             write,
-            ahead: next.as_ptr().cast::<u8>().wrapping_add(tile * ahead_bytes),
-            ahead_bytes: if next.is_empty() { 0 } else { ahead_bytes },
+            ahead: next.as_ptr().cast::<u8>().wrapping_add(tile * ahead),
+            ahead_bytes: ahead,
         };
         // SAFETY: the assertions above bound every pointer.
         unsafe { T::multiply(isa, &tile) };

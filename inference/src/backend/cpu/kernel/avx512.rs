@@ -4,13 +4,12 @@
 use super::{TILE_ROWS, Tile, Write};
 use half::bf16;
 use std::arch::x86_64::{
-    __m512, __m512bh, __mmask16, _MM_HINT_T1, _mm_prefetch, _mm512_dpbf16_ps, _mm512_fmadd_ps,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_setzero_ps,
+    __m512, __m512bh, __mmask16, _MM_HINT_T0, _mm_load_ss, _mm_prefetch, _mm512_broadcastss_ps,
+    _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_mask_storeu_ps, _mm512_maskz_loadu_epi32,
+    _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 
 const LANES: usize = 16;
-const LINE: usize = 64;
 
 /// # Safety
 /// The tile's pointers are valid as [`Tile`] says; the processor has AVX-512 with bf16.
@@ -42,6 +41,9 @@ pub unsafe fn multiply(tile: &Tile<bf16>) {
 /// `R` rows, `V` vectors of columns. Loads are masked to the panel's width: narrow panels are
 /// stored at their true size.
 ///
+/// Pointers move by `wrapping_add`, and one `_mm_load_ss` loads a pair: neither is checked in a
+/// build with debug assertions, where checks would triple the loop's instructions.
+///
 /// # Safety
 /// As for [`multiply`].
 #[target_feature(enable = "avx512f,avx512bf16")]
@@ -50,30 +52,28 @@ unsafe fn rows<const R: usize, const V: usize>(tile: &Tile<bf16>) {
     let masks: [__mmask16; V] =
         std::array::from_fn(|v| mask(tile.width.saturating_sub(v * LANES).min(LANES)));
     let mut sums = [[_mm512_setzero_ps(); V]; R];
-    let w = tile.w.cast::<i32>();
+    let pairs: [*const f32; R] =
+        std::array::from_fn(|r| tile.x.wrapping_add(r * tile.x_stride).cast());
+    let mut w = tile.w.cast::<i32>();
+    let mut ahead = tile.ahead.cast::<i8>();
     let ahead_step = tile.ahead_bytes.div_ceil(groups.max(1));
     for group in 0..groups {
         // SAFETY: the masks end at the panel's width, `group` before its depth; rows of `x` hold
-        // `depth` elements; a prefetch never faults.
+        // `depth` elements at addresses aligned for pairs; a prefetch never faults.
         unsafe {
-            let row = w.wrapping_add(group * tile.width);
             let columns: [__m512bh; V] = std::array::from_fn(|v| {
-                let loaded = _mm512_maskz_loadu_epi32(masks[v], row.wrapping_add(v * LANES));
-                std::mem::transmute(loaded)
+                std::mem::transmute(_mm512_maskz_loadu_epi32(masks[v], w.wrapping_add(v * LANES)))
             });
-            let ahead = tile.ahead.wrapping_add(group * ahead_step).cast::<i8>();
-            _mm_prefetch::<_MM_HINT_T1>(ahead);
-            if ahead_step > LINE {
-                _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(LINE));
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let pair = tile.x.wrapping_add(r * tile.x_stride + 2 * group).cast::<i32>();
-                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(pair.read_unaligned()));
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            for (pairs, sums) in pairs.iter().zip(&mut sums) {
+                let pair = _mm512_broadcastss_ps(_mm_load_ss(pairs.wrapping_add(group)));
                 for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = _mm512_dpbf16_ps(*sum, x, column);
+                    *sum = _mm512_dpbf16_ps(*sum, std::mem::transmute(pair), column);
                 }
             }
         }
+        w = w.wrapping_add(tile.width);
+        ahead = ahead.wrapping_add(ahead_step);
     }
     for (r, sums) in sums.iter().enumerate() {
         for (v, &sum) in sums.iter().enumerate() {

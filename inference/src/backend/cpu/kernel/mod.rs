@@ -33,7 +33,7 @@ enum Level {
 /// Up to [`TILE_ROWS`] rows times one panel:
 /// `out[r][c] = sum over k of x[r][k] * w[k][c]`, or added to `out` with a factor.
 ///
-/// `x` points to `rows` rows of `depth` elements, `x_stride` apart; `w` to
+/// `x` points to `rows` rows of `depth` elements, `x_stride` apart, each aligned to 4 bytes; `w` to
 /// `depth x width` elements in groups (see [`super::pack`]); `out` to `rows` rows of `width` sums,
 /// `out_stride` apart, which nothing else reads or writes meanwhile. `ahead` is never read, only
 /// prefetched: `ahead_bytes` from it are wanted next.

@@ -26,6 +26,7 @@ pub struct Running {
     pub params: SamplingParams,
     pub drawn: u32,
     pub logits: LogitsWanted,
+    pub logprobs: Option<u8>,
 }
 
 pub struct Driver<B> {
@@ -54,6 +55,7 @@ impl<B: Backend> Driver<B> {
             params: GREEDY,
             drawn: 0,
             logits: LogitsWanted::None,
+            logprobs: None,
         }
     }
 
@@ -69,7 +71,7 @@ impl<B: Backend> Driver<B> {
             let sample = SampleRequest {
                 params: sequence.params.clone(),
                 output_index: sequence.drawn,
-                logprobs: Some(5),
+                logprobs: sequence.logprobs,
             };
             batch.sequences.push(SequenceStep {
                 sequence: SequenceId(sequence.id),

@@ -1,5 +1,8 @@
 //! The backend from the outside: the kit's references, determinism, the contract of its trait.
 
+mod batches;
+mod contract;
 mod harness;
 mod kit;
 mod speed;
+mod tiny;

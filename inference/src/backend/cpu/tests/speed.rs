@@ -64,7 +64,7 @@ fn sixteen_mixed_sequences_reach_two_and_a_half_times_the_throughput_of_one() {
     panic!("sixteen sequences give {ratio:.2} times the tokens per second of one");
 }
 
-/// `LORIKEET_BENCH=1 cargo test -p lorikeet-inference cpu::tests::speed::bench -- --nocapture`
+/// `LORIKEET_BENCH=1,8,16,64 cargo test -p lorikeet-inference cpu::tests::speed::bench -- --nocapture`
 #[test]
 fn bench() {
     if std::env::var_os("LORIKEET_BENCH").is_none() {
@@ -72,9 +72,10 @@ fn bench() {
     }
     let (mut driver, slots) = driver();
     let mixed: Vec<_> = slots.iter().copied().map(Some).chain([None]).collect();
-    for count in [1, 4, 8, 16, 32, 64] {
-        let base = decode(&mut driver, &[None], count, 30);
-        let mixed = decode(&mut driver, &mixed, count, 30);
+    let counts = std::env::var("LORIKEET_BENCH").unwrap_or_default();
+    for count in counts.split(',').filter_map(|c| c.parse().ok()) {
+        let base = decode(&mut driver, &[None], count, 12);
+        let mixed = decode(&mut driver, &mixed, count, 12);
         println!("{count:3} rows: base {base:8.2?}  mixed {mixed:8.2?}");
     }
     for rows in [128usize, 512] {

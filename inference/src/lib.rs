@@ -4,11 +4,13 @@
 pub mod adapters;
 pub mod api;
 pub mod backend;
+pub mod config;
 mod durable;
 pub mod engine;
 pub mod kv;
 pub mod link;
 pub mod model;
+pub mod node;
 pub mod sampling;
 pub mod scheduler;
 pub mod usage;

@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot, watch};
 
+#[derive(Clone)]
 pub struct LogConfig {
     /// Requests open at once. A request past it is refused, and the writer's queue, which holds at
     /// most an `open` and a `final` of each, never fills.

@@ -1,0 +1,314 @@
+//! The node's configuration, parsed once, before anything binds.
+
+use crate::adapters::{ResidencyConfig, S3Config};
+use crate::backend::cpu::CpuConfig;
+use crate::backend::sim::SimConfig;
+use crate::scheduler::SchedulerConfig;
+use crate::usage::LogConfig;
+use axum::http::{HeaderValue, Uri};
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Requests that a node holds at once, waiting or running, unless told otherwise. One more gets 429.
+const MAX_REQUESTS: usize = 512;
+
+#[derive(Clone)]
+pub struct Config {
+    /// Where customers' requests come in.
+    pub listen: SocketAddr,
+    /// See [`crate::node`] for what is in it.
+    pub data: PathBuf,
+    /// Shown to operators. Empty: the name in the node's token.
+    pub name: String,
+    /// The control plane's gRPC address.
+    pub control_plane: String,
+    pub token_file: PathBuf,
+    /// A GGUF file, or a directory in Hugging Face's layout.
+    pub model: PathBuf,
+    /// None: from the model's path.
+    pub model_name: Option<String>,
+    /// Where customers reach this node, ends in /v1.
+    pub public_api_url: String,
+    /// The dashboard, which may call this node from a browser.
+    pub dashboard_origin: Option<HeaderValue>,
+    /// With a read-only credential.
+    pub s3: S3Config,
+    pub device: Device,
+    pub scheduler: SchedulerConfig,
+    pub residency: ResidencyConfig,
+    pub max_requests: usize,
+    pub usage: LogConfig,
+}
+
+/// What executes the model.
+#[derive(Clone)]
+pub enum Device {
+    Cpu(CpuConfig),
+    /// No model is computed: tokens are made up, at a GPU's pace.
+    Sim(SimConfig),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("{name} is not set: {what}")]
+    Missing { name: &'static str, what: &'static str },
+    #[error("{name} is not valid: `{value}`: {reason}")]
+    Invalid { name: &'static str, value: String, reason: String },
+}
+
+impl Config {
+    /// `var` looks a variable up; an empty value counts as unset.
+    pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let vars = Vars(&var);
+        let listen: SocketAddr = vars.or("LORIKEET_NODE_LISTEN", "127.0.0.1:7710")?;
+        let scheduler = scheduler(&vars)?;
+        Ok(Self {
+            listen,
+            data: vars.required(
+                "LORIKEET_NODE_DATA",
+                "the directory of the manifest, the usage log and the adapters' disk cache",
+            )?,
+            name: vars.optional("LORIKEET_NODE_NAME")?.unwrap_or_default(),
+            control_plane: vars.or("LORIKEET_CONTROL_PLANE", "http://127.0.0.1:7730")?,
+            token_file: vars.required(
+                "LORIKEET_NODE_TOKEN_FILE",
+                "the file of the token that `lorikeet nodes token` issues",
+            )?,
+            model: vars.required(
+                "LORIKEET_MODEL",
+                "the base model, a GGUF file or a Hugging Face directory",
+            )?,
+            model_name: vars.optional("LORIKEET_MODEL_NAME")?,
+            public_api_url: public_api_url(&vars, listen)?,
+            dashboard_origin: dashboard_origin(&vars)?,
+            s3: s3(&vars)?,
+            device: device(&vars, scheduler)?,
+            scheduler,
+            residency: residency(&vars)?,
+            max_requests: MAX_REQUESTS,
+            usage: LogConfig::default(),
+        })
+    }
+}
+
+fn public_api_url<F>(vars: &Vars<'_, F>, listen: SocketAddr) -> Result<String, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let name = "LORIKEET_PUBLIC_API_URL";
+    let url: String = vars.or(name, &format!("http://{listen}/v1"))?;
+    if url.parse::<Uri>().is_ok_and(|uri| uri.scheme().is_some()) && url.ends_with("/v1") {
+        return Ok(url);
+    }
+    Err(ConfigError::Invalid {
+        name,
+        value: url,
+        reason: "a URL that ends in /v1 is wanted".into(),
+    })
+}
+
+fn dashboard_origin<F>(vars: &Vars<'_, F>) -> Result<Option<HeaderValue>, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let name = "LORIKEET_DASHBOARD_ORIGIN";
+    let Some(text) = vars.optional::<String>(name)? else { return Ok(None) };
+    let origin = text.trim_end_matches('/');
+    let is_origin = origin.parse::<Uri>().is_ok_and(|uri| {
+        uri.scheme().is_some() && matches!(uri.path(), "" | "/") && uri.query().is_none()
+    });
+    match HeaderValue::from_str(origin) {
+        Ok(value) if is_origin => Ok(Some(value)),
+        _ => Err(ConfigError::Invalid {
+            name,
+            value: text,
+            reason: "an origin is wanted, such as https://lorikeet.example".into(),
+        }),
+    }
+}
+
+fn s3<F: Fn(&str) -> Option<String>>(vars: &Vars<'_, F>) -> Result<S3Config, ConfigError> {
+    Ok(S3Config {
+        endpoint: vars.required("LORIKEET_S3_ENDPOINT", "the object store's URL")?,
+        bucket: vars.or("LORIKEET_S3_BUCKET", "lorikeet")?,
+        region: vars.or("LORIKEET_S3_REGION", "us-east-1")?,
+        access_key: vars.required("LORIKEET_S3_ACCESS_KEY", "a read-only access key")?,
+        secret_key: vars.required("LORIKEET_S3_SECRET_KEY", "the access key's secret")?,
+    })
+}
+
+fn scheduler<F>(vars: &Vars<'_, F>) -> Result<SchedulerConfig, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let default = SchedulerConfig::default();
+    Ok(SchedulerConfig {
+        max_num_seqs: vars
+            .positive("LORIKEET_MAX_NUM_SEQS")?
+            .map_or(default.max_num_seqs, |n| n as usize),
+        max_num_batched_tokens: vars
+            .positive("LORIKEET_MAX_NUM_BATCHED_TOKENS")?
+            .map_or(default.max_num_batched_tokens, |n| n as usize),
+    })
+}
+
+fn residency<F>(vars: &Vars<'_, F>) -> Result<ResidencyConfig, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let default = ResidencyConfig::default();
+    Ok(ResidencyConfig {
+        host_bytes: vars.positive("LORIKEET_ADAPTER_HOST_BYTES")?.unwrap_or(default.host_bytes),
+        disk_bytes: vars.positive("LORIKEET_ADAPTER_DISK_BYTES")?.unwrap_or(default.disk_bytes),
+        ..default
+    })
+}
+
+fn device<F>(vars: &Vars<'_, F>, scheduler: SchedulerConfig) -> Result<Device, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let name = "LORIKEET_DEVICE";
+    let kv_tokens = vars.positive("LORIKEET_KV_TOKENS")?;
+    let adapter_bytes = vars.positive("LORIKEET_ADAPTER_DEVICE_BYTES")?;
+    let rows = scheduler.max_num_batched_tokens;
+    match vars.or::<String>(name, "auto")?.as_str() {
+        "auto" | "cpu" => {
+            let default = CpuConfig::default();
+            Ok(Device::Cpu(CpuConfig {
+                kv_tokens: kv_tokens.map_or(default.kv_tokens, |n| n as usize),
+                adapter_bytes: adapter_bytes.unwrap_or(default.adapter_bytes),
+                max_rows: rows,
+                ..default
+            }))
+        }
+        "sim" => {
+            let mut sim = SimConfig::default();
+            let block_size = u64::from(sim.capacity.block_size);
+            let blocks = kv_tokens.map(|n| u32::try_from(n.div_ceil(block_size)));
+            if let Some(blocks) = blocks {
+                sim.capacity.num_blocks = blocks.unwrap_or(u32::MAX);
+            }
+            sim.capacity.adapter_bytes = adapter_bytes.unwrap_or(sim.capacity.adapter_bytes);
+            Ok(Device::Sim(sim))
+        }
+        other => Err(ConfigError::Invalid {
+            name,
+            value: other.into(),
+            reason: "auto, cpu or sim is wanted".into(),
+        }),
+    }
+}
+
+struct Vars<'a, F>(&'a F);
+
+impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
+    fn optional<T>(&self, name: &'static str) -> Result<Option<T>, ConfigError>
+    where
+        T: FromStr<Err: Display>,
+    {
+        let Some(value) = (self.0)(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+        match value.parse() {
+            Ok(parsed) => Ok(Some(parsed)),
+            Err(e) => Err(ConfigError::Invalid { name, value, reason: e.to_string() }),
+        }
+    }
+
+    fn or<T: FromStr<Err: Display>>(
+        &self,
+        name: &'static str,
+        default: &str,
+    ) -> Result<T, ConfigError> {
+        if let Some(value) = self.optional(name)? {
+            return Ok(value);
+        }
+        let reason =
+            |e: T::Err| ConfigError::Invalid { name, value: default.into(), reason: e.to_string() };
+        default.parse().map_err(reason)
+    }
+
+    fn required<T>(&self, name: &'static str, what: &'static str) -> Result<T, ConfigError>
+    where
+        T: FromStr<Err: Display>,
+    {
+        self.optional(name)?.ok_or(ConfigError::Missing { name, what })
+    }
+
+    fn positive(&self, name: &'static str) -> Result<Option<u64>, ConfigError> {
+        let value: Option<u64> = self.optional(name)?;
+        if value != Some(0) {
+            return Ok(value);
+        }
+        Err(ConfigError::Invalid { name, value: "0".into(), reason: "at least 1 is wanted".into() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NEEDED: [(&str, &str); 6] = [
+        ("LORIKEET_NODE_DATA", "/data"),
+        ("LORIKEET_NODE_TOKEN_FILE", "/token"),
+        ("LORIKEET_MODEL", "/model.gguf"),
+        ("LORIKEET_S3_ENDPOINT", "http://127.0.0.1:7720"),
+        ("LORIKEET_S3_ACCESS_KEY", "reader"),
+        ("LORIKEET_S3_SECRET_KEY", "secret"),
+    ];
+
+    fn config(more: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let find = |vars: &[(&str, &str)], name: &str| {
+            vars.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+        };
+        Config::from_vars(|name| find(more, name).or_else(|| find(&NEEDED, name)))
+    }
+
+    #[test]
+    fn what_is_not_said_has_the_documented_default() {
+        let config = config(&[("LORIKEET_MODEL_NAME", "")]).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7710");
+        assert_eq!(config.public_api_url, "http://127.0.0.1:7710/v1");
+        assert_eq!(config.control_plane, "http://127.0.0.1:7730");
+        assert_eq!((config.model_name, config.dashboard_origin), (None, None));
+        assert!(matches!(config.device, Device::Cpu(_)));
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_what_it_is() {
+        for (missing, _) in NEEDED {
+            let error = config(&[(missing, "")]).err().unwrap().to_string();
+            assert!(error.starts_with(missing), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_value() {
+        for (name, value) in [
+            ("LORIKEET_NODE_LISTEN", "7710"),
+            ("LORIKEET_PUBLIC_API_URL", "http://node/"),
+            ("LORIKEET_DASHBOARD_ORIGIN", "https://lorikeet.example/adapters"),
+            ("LORIKEET_DEVICE", "abacus"),
+            ("LORIKEET_KV_TOKENS", "many"),
+            ("LORIKEET_MAX_NUM_SEQS", "0"),
+        ] {
+            let error = config(&[(name, value)]).err().unwrap().to_string();
+            assert!(error.starts_with(name) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_reach_the_device_that_was_chosen() {
+        let sizes = [
+            ("LORIKEET_KV_TOKENS", "100"),
+            ("LORIKEET_ADAPTER_DEVICE_BYTES", "5000"),
+            ("LORIKEET_MAX_NUM_BATCHED_TOKENS", "64"),
+        ];
+        let Device::Cpu(cpu) = config(&sizes).unwrap().device else { panic!("the CPU") };
+        assert_eq!((cpu.kv_tokens, cpu.adapter_bytes, cpu.max_rows), (100, 5000, 64));
+        let sim = [&sizes[..], &[("LORIKEET_DEVICE", "sim")]].concat();
+        let Device::Sim(sim) = config(&sim).unwrap().device else { panic!("the simulation") };
+        assert_eq!((sim.capacity.num_blocks, sim.capacity.adapter_bytes), (7, 5000));
+    }
+}

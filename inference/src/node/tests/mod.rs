@@ -1,0 +1,10 @@
+//! The node from outside: real sockets, a simulated device, and a control plane told what to say.
+
+mod access;
+mod chat;
+mod control_plane;
+mod failures;
+mod harness;
+mod manifest;
+mod metering;
+mod sse;

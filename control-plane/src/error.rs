@@ -83,6 +83,10 @@ impl ApiError {
         Self::Invalid { param, message: message.into() }
     }
 
+    pub fn status(&self) -> StatusCode {
+        self.status_and_code().0
+    }
+
     fn status_and_code(&self) -> (StatusCode, &'static str) {
         use StatusCode as S;
         match self {

@@ -27,6 +27,7 @@ pub(crate) fn surround(router: Router, config: &Config) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn(limit_time))
         .layer(CatchPanicLayer::custom(answer_panic))
+        .layer(from_fn(crate::pages::as_page))
         .layer(from_fn_with_state(Arc::new(security_headers(config)), add_security_headers))
         .layer(from_fn(identify_and_log))
 }

@@ -17,6 +17,7 @@ pub mod jobs;
 pub mod keys;
 pub mod link;
 pub mod objects;
+mod pages;
 pub mod state;
 pub mod uploads;
 pub mod usage;
@@ -103,7 +104,7 @@ pub struct App {
 }
 
 pub fn app(state: &AppState) -> App {
-    let registry = api::routes(Registry::new(state.clone()));
+    let registry = pages::routes(api::routes(Registry::new(state.clone())));
     let (router, routes) = registry.finish();
     App { router: http::surround(router, &state.config), routes }
 }

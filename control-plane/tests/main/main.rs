@@ -11,6 +11,7 @@ mod keys;
 mod link;
 mod manifest;
 mod nodes;
+mod pages;
 mod push;
 mod routes;
 mod serving;

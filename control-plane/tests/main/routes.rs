@@ -9,10 +9,16 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 /// Everything that answers someone unknown.
-const PUBLIC: [(Method, &str); 3] = [
+const PUBLIC: [(Method, &str); 9] = [
     (Method::Get, "/api/v1/service"),
     (Method::Post, "/api/v1/signup"),
     (Method::Post, "/api/v1/login"),
+    (Method::Get, "/static/{*name}"),
+    (Method::Get, "/"),
+    (Method::Get, "/signup"),
+    (Method::Post, "/signup"),
+    (Method::Get, "/login"),
+    (Method::Post, "/login"),
 ];
 
 /// What of `client`'s tenant a path parameter can name.

@@ -41,8 +41,7 @@ impl Drop for Incoming {
 }
 
 impl DiskCache {
-    /// Opens or creates the cache, sweeps half-written files, and lists the whole ones, longest
-    /// unused first as far as the file system tells.
+    /// Opens or creates the cache, sweeps half-written files, and lists the whole ones.
     pub fn open(root: &Path) -> io::Result<(Self, Vec<CachedFile>)> {
         let cache = Self { files: root.join("files"), incoming: root.join("incoming") };
         create_dir(&cache.files)?;
@@ -55,16 +54,14 @@ impl DiskCache {
             let tenant = tenant?;
             for file in fs::read_dir(tenant.path())? {
                 let file = file?;
-                let metadata = file.metadata()?;
                 let names = (tenant.file_name(), file.file_name());
-                match parse_names(names.0.to_str(), names.1.to_str(), metadata.len()) {
-                    Some(cached) => found.push((metadata.modified()?, cached)),
+                match parse_names(names.0.to_str(), names.1.to_str(), file.metadata()?.len()) {
+                    Some(cached) => found.push(cached),
                     None => tracing::warn!(path = ?file.path(), "unknown file in adapter cache"),
                 }
             }
         }
-        found.sort_by_key(|(modified, _)| *modified);
-        Ok((cache, found.into_iter().map(|(_, file)| file).collect()))
+        Ok((cache, found))
     }
 
     pub fn create(&self, bytes: u64) -> io::Result<Incoming> {

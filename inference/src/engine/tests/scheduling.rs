@@ -185,7 +185,7 @@ fn the_queue_is_bounded_and_a_place_is_free_again_when_a_request_has_ended() {
 }
 
 #[test]
-fn one_step_ahead_gives_the_same_tokens_and_sooner() {
+fn running_one_step_ahead_gives_the_same_tokens() {
     let mut setup = Setup::default();
     setup.capacity.pipeline_depth = 2;
     setup.capacity.num_blocks = 30;

@@ -100,6 +100,7 @@ fn wait(handle: &EngineHandle, until: impl Fn(&EngineHandle) -> bool) {
 fn engine_us() -> f64 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
+        .enable_all()
         .build()
         .expect("a runtime starts");
     let directory = tempfile::tempdir().expect("a directory for the adapters");

@@ -7,8 +7,10 @@ use super::host;
 use super::residency::{LoadAction, ReadFailure};
 use super::{AdapterKey, AdapterManifest, CachedFile, ObjectStore};
 use crate::backend::{HostAdapter, HostAllocator};
+use futures::FutureExt;
 use lorikeet_contract::BaseModelSpec;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::Thread;
@@ -85,7 +87,7 @@ impl Loader {
 
 impl AdapterLoader for Loader {
     fn start(&mut self, action: LoadAction) {
-        self.runtime.spawn(Arc::clone(&self.tasks).perform(action));
+        self.runtime.spawn(Arc::clone(&self.tasks).run(action));
     }
 
     fn poll(&mut self, events: &mut Vec<LoadEvent>) {
@@ -96,23 +98,29 @@ impl AdapterLoader for Loader {
 }
 
 impl Tasks {
-    async fn perform(self: Arc<Self>, action: LoadAction) {
-        let event = match action {
+    async fn run(self: Arc<Self>, action: LoadAction) {
+        let performed = AssertUnwindSafe(Arc::clone(&self).perform(action.clone()));
+        // A load that panics must end too, or those who need the adapter wait for ever.
+        let event = performed.catch_unwind().await.unwrap_or_else(|_| panicked(action));
+        // A closed channel means that the engine has stopped.
+        let _ = self.events.send(event).await;
+        self.engine.unpark();
+    }
+
+    async fn perform(self: Arc<Self>, action: LoadAction) -> LoadEvent {
+        match action {
             LoadAction::Fetch(manifest) => {
                 LoadEvent::Fetched { key: manifest.key, result: self.fetch(&manifest).await }
             }
             LoadAction::Read(manifest) => {
                 let key = manifest.key;
-                LoadEvent::Read { key, result: Arc::clone(&self).read(manifest).await }
+                LoadEvent::Read { key, result: self.read(manifest).await }
             }
             LoadAction::DropFile(file) => {
-                Arc::clone(&self).drop_file(file).await;
+                self.drop_file(file).await;
                 LoadEvent::Dropped { key: file.key }
             }
-        };
-        // A closed channel means that the engine has stopped.
-        let _ = self.events.send(event).await;
-        self.engine.unpark();
+        }
     }
 
     async fn fetch(&self, manifest: &AdapterManifest) -> Result<(), String> {
@@ -143,6 +151,18 @@ impl Tasks {
         if let Err(error) = removal.map_err(io::Error::other).and_then(|removed| removed) {
             tracing::warn!(digest = %file.key.digest, %error, "removing an adapter file failed");
         }
+    }
+}
+
+fn panicked(action: LoadAction) -> LoadEvent {
+    let reason = "loading it failed inside the node".to_owned();
+    match action {
+        LoadAction::Fetch(m) => LoadEvent::Fetched { key: m.key, result: Err(reason) },
+        LoadAction::Read(m) => {
+            let failure = ReadFailure { reason, file_lost: false };
+            LoadEvent::Read { key: m.key, result: Err(failure) }
+        }
+        LoadAction::DropFile(file) => LoadEvent::Dropped { key: file.key },
     }
 }
 

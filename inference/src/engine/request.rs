@@ -46,7 +46,7 @@ pub enum EngineEvent {
 pub enum FinishReason {
     /// A stop token.
     Stop,
-    /// `max_tokens` or the context length.
+    /// `max_tokens`, the context length, or all of the node's KV blocks.
     Length,
     Cancelled,
 }
@@ -72,7 +72,7 @@ pub enum RequestError {
     AdapterLoad(String),
     #[error("the request did not end before its deadline")]
     Deadline,
-    #[error("the request needs {needed} KV blocks, the node has {available}")]
+    #[error("the prompt needs {needed} KV blocks, the node has {available}")]
     TooLarge { needed: u32, available: u32 },
     #[error("access was revoked while the request ran")]
     Revoked,

@@ -67,6 +67,11 @@ impl BlockPool {
         self.blocks.len() as u32
     }
 
+    /// Tokens that all blocks together hold.
+    pub fn max_tokens(&self) -> usize {
+        self.blocks.len() * self.block_size
+    }
+
     /// Blocks that nobody holds and that are kept for their prefix.
     pub fn cached(&self) -> u32 {
         self.cached.len()

@@ -96,7 +96,7 @@ impl Scheduler {
         now: Instant,
     ) -> Result<(), (Box<Sequence>, Ending)> {
         let adapter = new.adapter.clone();
-        let mut sequence = Box::new(Sequence::new(new));
+        let mut sequence = Box::new(Sequence::new(new, kv));
         if let Some(ending) = sequence.refusal(kv) {
             return Err((sequence, ending));
         }

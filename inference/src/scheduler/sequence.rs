@@ -20,7 +20,7 @@ pub struct NewSequence {
     pub prompt: Vec<u32>,
     pub params: SamplingParams,
     pub logprobs: Option<u8>,
-    /// Tokens, prompt included, at which it ends.
+    /// Tokens, prompt included, at which it ends; earlier when the whole cache holds fewer.
     pub max_len: usize,
     /// Each ends it when drawn.
     pub stop_tokens: Vec<u32>,
@@ -68,7 +68,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(new: NewSequence) -> Self {
+    pub(super) fn new(new: NewSequence, kv: &BlockPool) -> Self {
         let adapter = new.adapter.as_ref().map(|manifest| manifest.key.digest);
         Self {
             id: new.id,
@@ -76,7 +76,7 @@ impl Sequence {
             adapter: None,
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
-            max_len: new.max_len,
+            max_len: new.max_len.min(kv.max_tokens()),
             stop_tokens: new.stop_tokens,
             params: new.params,
             logprobs: new.logprobs,
@@ -137,11 +137,11 @@ impl Sequence {
 
     /// Why it can never run.
     pub(super) fn refusal(&self, kv: &BlockPool) -> Option<Ending> {
-        if self.prompt_len >= self.max_len {
-            return Some(Ending::Length);
+        let (needed, available) = (kv.blocks_for(self.prompt_len), kv.num_blocks());
+        if needed > available {
+            return Some(Ending::TooLarge { needed, available });
         }
-        let (needed, available) = (kv.blocks_for(self.max_len), kv.num_blocks());
-        (needed > available).then_some(Ending::TooLarge { needed, available })
+        (self.prompt_len >= self.max_len).then_some(Ending::Length)
     }
 
     /// Tokens that the next step can feed in. The last token of all is drawn, never fed.

@@ -198,6 +198,22 @@ async fn an_adapter_for_another_base_is_refused_with_the_reason() {
     assert!(!failure.file_lost);
 }
 
+struct Panicking;
+
+#[async_trait]
+impl ObjectStore for Panicking {
+    async fn get_range(&self, _: &str, _: Range<u64>) -> Result<Bytes, ObjectError> {
+        panic!("injected");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_panics_ends_with_a_reason() {
+    let rig = Rig::new();
+    let (mut loader, _) = rig.open_with(Arc::new(Panicking));
+    assert_eq!(fetch_error(&rig, &mut loader).await, "loading it failed inside the node");
+}
+
 /// Fails the first reads, and counts how many run at once.
 struct Troubled {
     inner: LocalStore,

@@ -1,5 +1,6 @@
 mod adapters;
 mod harness;
+mod kit;
 mod lifecycle;
 mod property;
 mod scheduling;

@@ -132,13 +132,15 @@ fn tenants_take_turns_however_many_requests_one_of_them_sends() {
 }
 
 #[test]
-fn a_request_that_can_never_fit_is_told_so_with_the_numbers() {
+fn a_prompt_that_can_never_fit_is_refused_and_an_answer_ends_where_the_cache_does() {
     let mut setup = Setup::default();
     setup.capacity.num_blocks = 3;
     let mut rig = Rig::new(&setup);
-    let mut reader = rig.submit(1, None, &prompt(9), 5);
-    rig.finish(&mut [&mut reader]);
-    assert_eq!(reader.error(), Some(&RequestError::TooLarge { needed: 4, available: 3 }));
+    let mut refused = rig.submit(1, None, &prompt(13), 5);
+    let mut cut = rig.submit(1, None, &prompt(9), 50);
+    rig.finish(&mut [&mut refused, &mut cut]);
+    assert_eq!(refused.error(), Some(&RequestError::TooLarge { needed: 4, available: 3 }));
+    assert_eq!((cut.reason(), cut.tokens.len()), (Some(FinishReason::Length), 3));
 }
 
 #[test]

@@ -145,10 +145,13 @@ impl Outgoing {
 
     /// Takes note of an acknowledgement that was sent under `cp_epoch`.
     pub fn acknowledged(&mut self, ack: &Ack, cp_epoch: u64) -> Result<Acked, AckError> {
-        let Some(held) = self.held.as_ref().filter(|_| ack.cp_epoch == cp_epoch) else {
+        // While a snapshot is under way nothing else counts. A node that asks for one need not
+        // hold anything of this epoch yet.
+        let Some(held) = self.held.as_ref().filter(|_| ack.cp_epoch == cp_epoch || ack.resync)
+        else {
             return Ok(Acked::Stale);
         };
-        if ack.revision > held.revision {
+        if ack.revision > held.revision && !ack.resync {
             return Err(AckError::Ahead { acked: ack.revision, sent: held.revision });
         }
         let differs = ack.revision == held.revision && ack.state_digest != held.digest;

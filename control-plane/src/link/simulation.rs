@@ -274,6 +274,19 @@ fn a_node_that_never_agrees_is_cut_off_instead_of_fed_snapshots_for_ever() {
 }
 
 #[test]
+fn a_node_that_lost_a_part_of_its_first_snapshot_gets_it_again() {
+    let mut world = world(7);
+    put(&mut world, "a", Some(b"1"));
+    let mut node = Node::default();
+    let mut outgoing = Outgoing::new(&Hello::default(), &world);
+    while outgoing.next(&world).is_some() {}
+    // It has taken nothing in: its answer is of no epoch.
+    assert_eq!(outgoing.acknowledged(&node.ack(true), 7), Ok(Acked::Resync));
+    assert_eq!(settle(&mut outgoing, &world, &mut node), [Acked::Snapshot]);
+    assert_eq!(node.manifest.digest(), world.digest());
+}
+
+#[test]
 fn an_acknowledgement_of_what_was_never_sent_is_an_error() {
     let mut world = world(1);
     put(&mut world, "a", Some(b"1"));

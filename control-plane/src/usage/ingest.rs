@@ -1,13 +1,15 @@
 //! Takes batches of usage records in: each durable record of a node's log reaches the ledger
 //! exactly once, and the hourly sums are the sums of the events at every moment.
 
+use super::last_used::LastUsed;
+use super::ledger::{Known, Log, insert_events, quarantine_records};
 use super::position::{Batch, Cursor, Standing, standing};
 use super::record::{self, Event};
 use lorikeet_contract::NodeId;
 use lorikeet_contract::link::{MAX_USAGE_RECORDS, UsageAck, UsageBatch};
 use sqlx::{PgConnection, PgPool, Row};
-use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 use time::{Date, OffsetDateTime};
 use tokio_util::sync::CancellationToken;
@@ -36,14 +38,7 @@ pub enum IngestError {
 #[derive(Clone)]
 pub struct Ingest {
     pool: PgPool,
-    last_used: Arc<Mutex<HashMap<Uuid, OffsetDateTime>>>,
-}
-
-/// A log's identity.
-#[derive(Debug, Clone, Copy)]
-struct Log {
-    node: Uuid,
-    id: Uuid,
+    last_used: Arc<LastUsed>,
 }
 
 impl Ingest {
@@ -99,88 +94,16 @@ impl Ingest {
         };
         let first_new = cursor.seq + 1;
         let events =
-            self.insert(&mut tx, log, batch.epoch, first_new, &batch.records[known..]).await?;
+            insert_new(&mut tx, log, batch.epoch, first_new, &batch.records[known..]).await?;
         advance(&mut tx, log, &next).await?;
         tx.commit().await?;
-        self.note_last_used(&events);
+        self.last_used.note(&events);
         Ok(acked(next.seq))
     }
 
-    async fn insert(
-        &self,
-        tx: &mut PgConnection,
-        log: Log,
-        epoch: i64,
-        first_seq: u64,
-        records: &[Vec<u8>],
-    ) -> Result<Vec<Event>, sqlx::Error> {
-        let mut events = Vec::new();
-        let mut refused = Vec::new();
-        for (seq, payload) in (first_seq..).zip(records) {
-            match record::read(seq, payload) {
-                Ok(Some(event)) => events.push(event),
-                Ok(None) => {}
-                Err(reason) => refused.push((seq, reason)),
-            }
-        }
-        let known = Known::read(tx, &events).await?;
-        events.retain(|event| match known.refuses(event) {
-            Some(reason) => {
-                refused.push((event.seq.unsigned_abs(), reason.to_owned()));
-                false
-            }
-            None => true,
-        });
-        insert_events(tx, log, epoch, &events).await?;
-        let aside: Vec<_> = refused
-            .into_iter()
-            .map(|(seq, reason)| (seq as i64, &records[(seq - first_seq) as usize], reason))
-            .collect();
-        quarantine_records(tx, log, epoch, &aside).await?;
-        Ok(events)
-    }
-
-    fn note_last_used(&self, events: &[Event]) {
-        let mut last_used = self.last_used.lock().unwrap_or_else(PoisonError::into_inner);
-        for event in events {
-            if let Some(key) = event.key_id {
-                let at = last_used.entry(key).or_insert(event.ended_at);
-                *at = event.ended_at.max(*at);
-            }
-        }
-    }
-
-    /// Writes when keys were last used. Keys at once, in one order, so that two writers never
-    /// wait for each other in a ring. Bounded by the number of keys; what fails to be written is
-    /// kept for the next time.
+    /// Writes when keys were last used, as far as it is known here and not yet written.
     pub async fn write_last_used(&self) -> Result<(), sqlx::Error> {
-        let taken = {
-            let mut last_used = self.last_used.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *last_used)
-        };
-        if taken.is_empty() {
-            return Ok(());
-        }
-        let (keys, times): (Vec<_>, Vec<_>) = taken.iter().map(|(k, t)| (*k, *t)).unzip();
-        let written = sqlx::query(
-            "with used as (select * from unnest($1::uuid[], $2::timestamptz[]) as u (id, at)),
-             locked as (select k.id from api_key k join used using (id) order by k.id for no key update of k)
-             update api_key k set last_used_at = greatest(k.last_used_at, used.at)
-             from used join locked using (id) where k.id = used.id",
-        )
-        .bind(keys)
-        .bind(times)
-        .execute(&self.pool)
-        .await;
-        if let Err(error) = written {
-            let mut last_used = self.last_used.lock().unwrap_or_else(PoisonError::into_inner);
-            for (key, time) in taken {
-                let at = last_used.entry(key).or_insert(time);
-                *at = time.max(*at);
-            }
-            return Err(error);
-        }
-        Ok(())
+        self.last_used.write(&self.pool).await
     }
 
     /// Makes sure of the partitions of this month and the next.
@@ -196,6 +119,40 @@ impl Ingest {
         }
         Ok(())
     }
+}
+
+/// Writes the records that are new, the first of them number `first_seq`; returns the events.
+async fn insert_new(
+    tx: &mut PgConnection,
+    log: Log,
+    epoch: i64,
+    first_seq: u64,
+    records: &[Vec<u8>],
+) -> Result<Vec<Event>, sqlx::Error> {
+    let mut events = Vec::new();
+    let mut refused = Vec::new();
+    for (seq, payload) in (first_seq..).zip(records) {
+        match record::read(seq, payload) {
+            Ok(Some(event)) => events.push(event),
+            Ok(None) => {}
+            Err(reason) => refused.push((seq, reason)),
+        }
+    }
+    let known = Known::read(tx, &events).await?;
+    events.retain(|event| match known.refuses(event) {
+        Some(reason) => {
+            refused.push((event.seq.unsigned_abs(), reason.to_owned()));
+            false
+        }
+        None => true,
+    });
+    insert_events(tx, log, epoch, &events).await?;
+    let aside: Vec<_> = refused
+        .into_iter()
+        .map(|(seq, reason)| (seq as i64, &records[(seq - first_seq) as usize], reason))
+        .collect();
+    quarantine_records(tx, log, epoch, &aside).await?;
+    Ok(events)
 }
 
 fn acked(cursor: u64) -> UsageAck {
@@ -325,157 +282,4 @@ async fn quarantine_log(
     .await?;
     tracing::error!(reason, "a usage log is quarantined");
     Ok(reason)
-}
-
-/// Keeps records aside, whole, with the reason why each cannot be billed.
-async fn quarantine_records(
-    tx: &mut PgConnection,
-    log: Log,
-    epoch: i64,
-    records: &[(i64, &Vec<u8>, String)],
-) -> Result<(), sqlx::Error> {
-    let Some((seq, _, reason)) = records.first() else { return Ok(()) };
-    tracing::error!(node = %NodeId::from_uuid(log.node), log = %log.id, count = records.len(),
-                    first = seq, reason, "usage records cannot be billed, they are kept aside");
-    // A reason may quote its record, and Postgres takes no NUL.
-    let printable = |reason: &str| reason.chars().filter(|c| !c.is_control()).collect::<String>();
-    sqlx::query(
-        "insert into usage_quarantine (node_id, log_id, epoch, seq, record, reason)
-         select $1, $2, $3, q.* from unnest($4::bigint[], $5::bytea[], $6::text[]) as q
-         on conflict do nothing",
-    )
-    .bind(log.node)
-    .bind(log.id)
-    .bind(epoch)
-    .bind(records.iter().map(|(seq, ..)| *seq).collect::<Vec<_>>())
-    .bind(records.iter().map(|(_, payload, _)| *payload).collect::<Vec<_>>())
-    .bind(records.iter().map(|(.., reason)| printable(reason)).collect::<Vec<_>>())
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// Which of the rows that a batch refers to there are, and whose.
-struct Known {
-    tenants: HashSet<Uuid>,
-    keys: HashMap<Uuid, Uuid>,
-    versions: HashMap<Uuid, Uuid>,
-}
-
-impl Known {
-    async fn read(tx: &mut PgConnection, events: &[Event]) -> Result<Self, sqlx::Error> {
-        let ids = |of: fn(&Event) -> Option<Uuid>| -> Vec<Uuid> {
-            events.iter().filter_map(of).collect::<HashSet<_>>().into_iter().collect()
-        };
-        let tenants = sqlx::query_scalar("select id from tenant where id = any($1)")
-            .bind(ids(|e| Some(e.tenant_id)))
-            .fetch_all(&mut *tx)
-            .await?;
-        let keys = sqlx::query_as("select id, tenant_id from api_key where id = any($1)")
-            .bind(ids(|e| e.key_id))
-            .fetch_all(&mut *tx)
-            .await?;
-        let versions =
-            sqlx::query_as("select id, tenant_id from adapter_version where id = any($1)")
-                .bind(ids(|e| e.adapter_version_id))
-                .fetch_all(&mut *tx)
-                .await?;
-        Ok(Self {
-            tenants: tenants.into_iter().collect(),
-            keys: keys.into_iter().collect(),
-            versions: versions.into_iter().collect(),
-        })
-    }
-
-    fn refuses(&self, event: &Event) -> Option<&'static str> {
-        let owned = |owners: &HashMap<Uuid, Uuid>, id: Option<Uuid>| {
-            id.is_none_or(|id| owners.get(&id) == Some(&event.tenant_id))
-        };
-        if !self.tenants.contains(&event.tenant_id) {
-            return Some("its tenant is unknown here");
-        }
-        if !owned(&self.keys, event.key_id) {
-            return Some("its key is not one of its tenant");
-        }
-        if !owned(&self.versions, event.adapter_version_id) {
-            return Some("its adapter version is not one of its tenant");
-        }
-        None
-    }
-}
-
-/// Inserts the events and adds exactly those inserted to the hourly sums, in one statement: the
-/// two cannot part. Sums are touched in key order, so that batches never deadlock.
-async fn insert_events(
-    tx: &mut PgConnection,
-    log: Log,
-    epoch: i64,
-    events: &[Event],
-) -> Result<(), sqlx::Error> {
-    if events.is_empty() {
-        return Ok(());
-    }
-    macro_rules! column {
-        ($field:ident) => {
-            events.iter().map(|e| e.$field.clone()).collect::<Vec<_>>()
-        };
-    }
-    let bases: Vec<_> =
-        events.iter().map(|e| e.base_weights_digest.map(|d| d.0.to_vec())).collect();
-    let inserted: i64 = sqlx::query_scalar(
-        "with inserted as (
-           insert into usage_event (node_id, log_id, epoch, seq, request_id, tenant_id, key_id,
-             adapter_version_id, base_weights_digest, prompt_tokens, cached_tokens,
-             completion_tokens, price_book_version, source, finish_reason, started_at,
-             first_token_at, ended_at)
-           select $1, $2, $3, e.* from unnest($4::bigint[], $5::uuid[], $6::uuid[], $7::uuid[],
-             $8::uuid[], $9::bytea[], $10::bigint[], $11::bigint[], $12::bigint[], $13::int[],
-             $14::text[], $15::text[], $16::timestamptz[], $17::timestamptz[],
-             $18::timestamptz[]) as e
-           on conflict do nothing
-           returning tenant_id, ended_at, adapter_version_id, key_id, prompt_tokens,
-                     cached_tokens, completion_tokens
-         ), summed as (
-           insert into usage_hourly as h (tenant_id, hour, adapter_version_id, key_id, requests,
-             prompt_tokens, cached_tokens, completion_tokens)
-           select tenant_id, date_trunc('hour', ended_at, 'UTC') as hour,
-             coalesce(adapter_version_id, $19) as version, coalesce(key_id, $19) as key, count(*),
-             sum(prompt_tokens)::bigint, sum(cached_tokens)::bigint, sum(completion_tokens)::bigint
-           from inserted group by 1, 2, 3, 4 order by 1, 2, 3, 4
-           on conflict (tenant_id, hour, adapter_version_id, key_id) do update set
-             requests = h.requests + excluded.requests,
-             prompt_tokens = h.prompt_tokens + excluded.prompt_tokens,
-             cached_tokens = h.cached_tokens + excluded.cached_tokens,
-             completion_tokens = h.completion_tokens + excluded.completion_tokens,
-             revision = h.revision + 1
-         )
-         select count(*) from inserted",
-    )
-    .bind(log.node)
-    .bind(log.id)
-    .bind(epoch)
-    .bind(column!(seq))
-    .bind(column!(request_id))
-    .bind(column!(tenant_id))
-    .bind(column!(key_id))
-    .bind(column!(adapter_version_id))
-    .bind(bases)
-    .bind(column!(prompt_tokens))
-    .bind(column!(cached_tokens))
-    .bind(column!(completion_tokens))
-    .bind(column!(price_book_version))
-    .bind(column!(source))
-    .bind(column!(finish_reason))
-    .bind(column!(started_at))
-    .bind(column!(first_token_at))
-    .bind(column!(ended_at))
-    .bind(Uuid::nil())
-    .fetch_one(tx)
-    .await?;
-    let expected = events.len() as i64;
-    if inserted != expected {
-        tracing::error!(node = %NodeId::from_uuid(log.node), log = %log.id, inserted, expected,
-                        "the ledger held events past their log's cursor; they count once");
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The link: what nodes are sent, what is kept of what they say.
 
+use crate::ingest::Log;
 use crate::nodes::{Attached, LinkProcess, Node, Plane, authorized, dial, signing_key, token};
 use lorikeet_contract::link::control_message::Message;
 use lorikeet_contract::link::{
@@ -185,6 +186,28 @@ async fn a_version_waits_for_no_node_that_has_gone() {
     assert_eq!(plane.look::<String>("select state from adapter_version").await, "verified");
     gone.hang_up();
     plane.see("select state from adapter_version", "ready".to_owned()).await;
+}
+
+#[tokio::test]
+async fn what_a_node_says_while_postgres_is_away_is_stored_when_it_is_back() {
+    let (plane, tenant, process) = one_tenant().await;
+    let mut node = Node::new().attach(&process).await;
+    node.follow(|node| node.snapshots == 1).await;
+    plane.see("select count(*) from node where connected", 1i64).await;
+    plane.verified_version(tenant, "pirate").await;
+    let delta = node.receive().await.unwrap();
+    plane.lose_database().await;
+    node.apply(delta).await;
+    let log = Log::new();
+    let shipped = process.ship(log.node, log.all()).await;
+    assert_eq!(shipped.unwrap_err().code(), Code::Unavailable, "the node keeps its records");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    plane.restore_database().await;
+    plane.see("select state from adapter_version", "ready".to_owned()).await;
+
+    plane.put(tenant, ResourceKind::Alias, "a", Some("x")).await;
+    node.follow_to(2).await;
+    assert_eq!(node.node.snapshots, 1, "the stream outlived it");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use lorikeet_control_plane::link::{
     LinkParts, SigningKey, issue_node_token, load_or_create_signing_key, serve,
 };
 use serde_json::json;
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::OnceLock;
@@ -144,6 +144,23 @@ impl Plane {
         .unwrap();
         let resources = rows.into_iter().map(|(kind, id, payload)| Resource { kind, id, payload });
         ManifestState::from_resources(cp_epoch as u64, revision as u64, resources)
+    }
+
+    /// As when PostgreSQL dies: connections break and no new ones are accepted, until
+    /// [`Self::restore_database`].
+    pub async fn lose_database(&self) {
+        self.administer(format!("alter database {} allow_connections false", self.database)).await;
+        let connected = format!("from pg_stat_activity where datname = '{}'", self.database);
+        self.administer(format!("select pg_terminate_backend(pid) {connected}")).await;
+    }
+
+    pub async fn restore_database(&self) {
+        self.administer(format!("alter database {} allow_connections true", self.database)).await;
+    }
+
+    async fn administer(&self, sql: String) {
+        let mut admin = support::connect("postgres", "postgres").await;
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
     }
 
     /// One value of the first row of a query, as the owner sees it.

@@ -7,6 +7,7 @@ pub mod backend;
 pub mod config;
 mod durable;
 pub mod engine;
+mod exp;
 pub mod kv;
 pub mod link;
 pub mod model;

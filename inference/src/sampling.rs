@@ -1,6 +1,13 @@
 //! Drawing a token from logits. Pure: the same logits, parameters, seed and index give the same
 //! token, whatever else runs.
 
+use crate::exp::exp;
+
+/// Weights that are summed apart: the draw skips whole chunks.
+const CHUNK: usize = 64;
+/// Independent partial sums, so that a sum vectorises in a fixed order.
+const LANES: usize = 16;
+
 /// How tokens are drawn. Defaults are OpenAI's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
@@ -25,6 +32,10 @@ impl SamplingParams {
     fn is_greedy(&self) -> bool {
         self.temperature <= 0.0 || self.top_k == 1
     }
+
+    fn keeps_all(&self) -> bool {
+        self.top_k == 0 && self.top_p >= 1.0 && self.min_p <= 0.0
+    }
 }
 
 /// Draws tokens. Holds only scratch memory, so that drawing does not allocate.
@@ -32,6 +43,8 @@ impl SamplingParams {
 pub struct Sampler {
     /// Logit and id of the tokens that may still be drawn.
     candidates: Vec<(f32, u32)>,
+    weights: Vec<f32>,
+    chunk_sums: Vec<f64>,
 }
 
 impl Sampler {
@@ -43,12 +56,40 @@ impl Sampler {
             return greedy(logits);
         }
         let draw = uniform(params.seed, output_index);
+        if params.keeps_all() {
+            return self.draw_from_all(logits, params.temperature, draw);
+        }
         self.candidates.clear();
         self.candidates.extend(
             (0u32..).zip(logits).filter(|(_, l)| !l.is_nan()).map(|(id, &logit)| (logit, id)),
         );
         self.keep_likely(params);
-        pick(&self.candidates, params.temperature, draw)
+        let Some(max) = max_logit(&self.candidates) else { return 0 };
+        let left = draw * total(&self.candidates, max, params.temperature);
+        let weights =
+            self.candidates.iter().map(|&(l, id)| (id, weight(l, max, params.temperature)));
+        pick(weights, left)
+    }
+
+    /// [`pick`] among all tokens in the order of their ids, a chunk at a time.
+    fn draw_from_all(&mut self, logits: &[f32], temperature: f32, draw: f64) -> u32 {
+        let max = max_of(logits);
+        self.weights.clear();
+        self.weights.extend(logits.iter().map(|&l| weight(l, max, temperature)));
+        self.chunk_sums.clear();
+        self.chunk_sums.extend(self.weights.chunks(CHUNK).map(|c| sum_of(c, |w| w)));
+        let mut left = draw * self.chunk_sums.iter().sum::<f64>();
+        let mut chosen = None;
+        for (index, &sum) in self.chunk_sums.iter().enumerate().filter(|(_, sum)| **sum > 0.0) {
+            chosen = Some(index * CHUNK);
+            if left < sum {
+                break;
+            }
+            left -= sum;
+        }
+        let Some(start) = chosen else { return 0 };
+        let chunk = self.weights[start..].iter().take(CHUNK);
+        pick((start as u32..).zip(chunk.copied()), left)
     }
 
     /// Applies top-k, then top-p of what is left, then min-p.
@@ -79,7 +120,7 @@ impl Sampler {
             self.sort_first(sorted);
             let mut sum = 0.0;
             for (index, candidate) in self.candidates[..sorted].iter().enumerate() {
-                sum += weight(candidate.0, max, temperature);
+                sum += f64::from(weight(candidate.0, max, temperature));
                 if sum >= wanted {
                     self.candidates.truncate(index + 1);
                     return;
@@ -128,8 +169,8 @@ pub fn log_probs(logits: &[f32], token: u32, top: u8) -> (f32, Vec<(u32, f32)>) 
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&l| f64::from((l - max).exp())).sum();
+    let max = max_of(logits);
+    let sum: f64 = logits.chunks(CHUNK).map(|c| sum_of(c, |l| weight(l, max, 1.0))).sum();
     f64::from(max) + sum.ln()
 }
 
@@ -141,35 +182,56 @@ fn max_logit(candidates: &[(f32, u32)]) -> Option<f32> {
     candidates.iter().map(|c| c.0).reduce(f32::max)
 }
 
-/// Probability relative to the likeliest token's. Infinite logits share the whole of it.
-fn weight(logit: f32, max: f32, temperature: f32) -> f64 {
+/// Probability relative to the likeliest token's. Infinite logits share the whole of it; NaN has none.
+#[inline(always)]
+fn weight(logit: f32, max: f32, temperature: f32) -> f32 {
+    let weight = exp((logit - max) / temperature);
     if logit == max {
-        return 1.0;
+        1.0
+    } else if weight > 0.0 {
+        weight
+    } else {
+        0.0
     }
-    f64::from(((logit - max) / temperature).exp())
 }
 
 fn total(candidates: &[(f32, u32)], max: f32, temperature: f32) -> f64 {
-    candidates.iter().map(|c| weight(c.0, max, temperature)).sum()
+    candidates.iter().map(|c| f64::from(weight(c.0, max, temperature))).sum()
 }
 
-/// Walks the candidates until their share of the probability exceeds `draw`, in `0..1`.
-fn pick(candidates: &[(f32, u32)], temperature: f32, draw: f64) -> u32 {
-    let Some(max) = max_logit(candidates) else { return 0 };
-    let mut left = draw * total(candidates, max, temperature);
+/// The token at which the running sum of the weights exceeds `left`; the last possible one when
+/// rounding leaves it short.
+fn pick(weights: impl Iterator<Item = (u32, f32)>, mut left: f64) -> u32 {
     let mut last = 0;
-    for &(logit, id) in candidates {
-        let weight = weight(logit, max, temperature);
-        if weight <= 0.0 {
-            continue;
-        }
+    for (id, weight) in weights.filter(|(_, weight)| *weight > 0.0) {
         last = id;
-        if left < weight {
+        if left < f64::from(weight) {
             break;
         }
-        left -= weight;
+        left -= f64::from(weight);
     }
     last
+}
+
+/// Ignores NaN.
+fn max_of(values: &[f32]) -> f32 {
+    let mut maxima = [f32::NEG_INFINITY; LANES];
+    for chunk in values.chunks(LANES) {
+        for (max, &value) in maxima.iter_mut().zip(chunk) {
+            *max = if value > *max { value } else { *max };
+        }
+    }
+    maxima.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+fn sum_of(values: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let mut sums = [0f32; LANES];
+    for chunk in values.chunks(LANES) {
+        for (sum, &value) in sums.iter_mut().zip(chunk) {
+            *sum += f(value);
+        }
+    }
+    sums.into_iter().map(f64::from).sum()
 }
 
 /// A number in `0..1` that depends on its arguments only.
@@ -289,6 +351,16 @@ mod tests {
             let share = f64::from(*count) / f64::from(draws);
             assert!((share - p).abs() < 0.015, "share {share}, probability {p}");
         }
+    }
+
+    #[test]
+    fn every_token_of_a_large_vocabulary_can_be_drawn() {
+        let logits = vec![0.0; 1000];
+        let params = SamplingParams { seed: 5, ..Default::default() };
+        let mut sampler = Sampler::default();
+        let mut seen = vec![false; 1000];
+        (0..20_000).for_each(|i| seen[sampler.draw(&logits, &params, i) as usize] = true);
+        assert!(seen.iter().all(|&seen| seen));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::element::Element;
 use super::forward::Step;
 use super::kernel::{PANEL, Write};
 use super::kv::{BLOCK_TOKENS, HeadBlock};
+use super::memory::Memory;
 use super::model::PackedModel;
 use super::pack::{Rows, multiply_panel};
 use super::plan::{AttentionTask, TASK_TOKENS};
@@ -16,7 +17,7 @@ use std::ops::Range;
 /// One thread's scores and weights for the longest context, and its sums.
 pub struct AttentionScratch<T> {
     scores: Vec<f32>,
-    weights: Vec<T>,
+    weights: Memory<T>,
     sums: Vec<f32>,
     context: Vec<f32>,
 }
@@ -28,7 +29,7 @@ impl<T: Element> AttentionScratch<T> {
         let queries = TASK_TOKENS * model.query_width() / model.kv_heads() / model.head_dim();
         Self {
             scores: vec![0.0; queries * longest],
-            weights: vec![T::from_f32(0.0); queries * longest],
+            weights: Memory::zeroed(queries * longest),
             sums: vec![0.0; queries],
             context: vec![0.0; queries * model.head_dim()],
         }
@@ -94,7 +95,7 @@ impl<T: Element> Step<'_, T> {
             for query in index * sharing..(index + 1) * sharing {
                 let columns = query * stride..(query + 1) * stride;
                 let scores = &mut scratch.scores[columns.clone()][..seen];
-                let (weights, unseen) = scratch.weights[columns].split_at_mut(seen);
+                let (weights, unseen) = scratch.weights.as_mut_slice()[columns].split_at_mut(seen);
                 scratch.sums[query] = self.isa.run(|| vector::exp_weights(scores, weights));
                 unseen.fill(T::from_f32(0.0));
             }
@@ -111,7 +112,7 @@ impl<T: Element> Step<'_, T> {
         for (index, block) in self.blocks(task, layer).enumerate() {
             let first = index * BLOCK_TOKENS;
             let tokens = (seen - first).min(BLOCK_TOKENS);
-            let data = &scratch.weights[first..count * stride];
+            let data = &scratch.weights.as_slice()[first..count * stride];
             let weights = Rows { data, stride, count };
             let write = if index == 0 { Write::Store } else { Write::Add(1.0) };
             for panel in 0..dim.div_ceil(PANEL) {

@@ -67,8 +67,9 @@ unsafe fn rows<const R: usize, const V: usize>(tile: &Tile<bf16>) {
             _mm_prefetch::<_MM_HINT_T0>(ahead);
             for (pairs, sums) in pairs.iter().zip(&mut sums) {
                 let pair = _mm512_broadcastss_ps(_mm_load_ss(pairs.wrapping_add(group)));
+                let pair: __m512bh = std::mem::transmute(pair);
                 for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = _mm512_dpbf16_ps(*sum, std::mem::transmute(pair), column);
+                    *sum = _mm512_dpbf16_ps(*sum, pair, column);
                 }
             }
         }

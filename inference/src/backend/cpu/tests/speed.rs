@@ -1,4 +1,4 @@
-//! Sixteen mixed sequences against one, and a bench to run by hand.
+//! Sixteen mixed sequences against one.
 
 use super::harness::{Driver, Running, kit_adapter};
 use crate::backend::cpu::{CpuBackend, CpuConfig};
@@ -62,32 +62,4 @@ fn sixteen_mixed_sequences_reach_two_and_a_half_times_the_throughput_of_one() {
         }
     }
     panic!("sixteen sequences give {ratio:.2} times the tokens per second of one");
-}
-
-/// `LORIKEET_BENCH=1,8,16,64 cargo test -p lorikeet-inference cpu::tests::speed::bench -- --nocapture`
-#[test]
-fn bench() {
-    if std::env::var_os("LORIKEET_BENCH").is_none() {
-        return;
-    }
-    let (mut driver, slots) = driver();
-    let mixed: Vec<_> = slots.iter().copied().map(Some).chain([None]).collect();
-    let counts = std::env::var("LORIKEET_BENCH").unwrap_or_default();
-    for count in counts.split(',').filter_map(|c| c.parse().ok()) {
-        let base = decode(&mut driver, &[None], count, 12);
-        let mixed = decode(&mut driver, &mixed, count, 12);
-        println!("{count:3} rows: base {base:8.2?}  mixed {mixed:8.2?}");
-    }
-    for rows in [128usize, 512] {
-        let mut best = Duration::MAX;
-        for _ in 0..5 {
-            driver.reuse_blocks();
-            let mut sequence = driver.start(None, rows);
-            let prompt = (0..rows as u32).map(|i| 100 + i * 37).collect();
-            let started = Instant::now();
-            driver.step(&mut [(&mut sequence, Input::Tokens(prompt))]);
-            best = best.min(started.elapsed());
-        }
-        println!("prefill {rows}: {:.0} tokens/s", rows as f64 / best.as_secs_f64());
-    }
 }

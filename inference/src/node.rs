@@ -100,7 +100,7 @@ pub async fn serve(
         engine: engine.handle.clone(),
         started_unix_s: unix_ms() / 1000,
     });
-    tracing::info!(%address, model = base.id, device = engine.device, "node listening");
+    tokio::spawn(announce(engine.handle.clone(), address, base.id, engine.device));
     let router = api::router(api, config.dashboard_origin);
     let stopped = serve_http(listener, router, &engine.handle, shutdown).await;
 
@@ -113,6 +113,13 @@ pub async fn serve(
     stop_link.cancel();
     link.await?;
     stopped
+}
+
+async fn announce(engine: EngineHandle, address: SocketAddr, model: String, device: &'static str) {
+    let mut stats = engine.watch();
+    if stats.wait_for(|stats| stats.state == EngineState::Running).await.is_ok() {
+        tracing::info!(%address, model, device, "node ready");
+    }
 }
 
 /// Serves until `shutdown`, then lets requests under way end. An error when the engine stops.
@@ -183,7 +190,7 @@ async fn open_usage(config: &Config) -> anyhow::Result<UsageLog> {
 
 async fn ship(shipper: Shipper, stop: CancellationToken) {
     if let Err(error) = shipper.run(stop).await {
-        tracing::error!(%error, "USAGE IS NOT SHIPPED ANY MORE: records are kept, an operator must look");
+        tracing::error!(%error, "usage is not shipped any more: records are kept, and an operator must look");
     }
 }
 

@@ -18,7 +18,18 @@ use std::time::Duration;
 pub struct Caller {
     pub tenant: TenantId,
     pub key: KeyId,
+    /// The 8 characters in the key.
+    key_id: String,
     pub current: Arc<Current>,
+}
+
+impl Caller {
+    /// True when key or tenant have been taken away since the request was checked.
+    pub fn has_lost_access(&self, now: &Current) -> bool {
+        let key_gone = now.view.key(&self.key_id).is_none_or(|key| key.id != self.key);
+        let suspended = now.view.tenant(self.tenant).is_none_or(|tenant| tenant.suspended);
+        key_gone || suspended || now.denied.denies(self.key, self.tenant)
+    }
 }
 
 pub async fn require_key(
@@ -67,5 +78,6 @@ fn identify(
     if tenant.max_staleness.is_some_and(|max| staleness.is_none_or(|age| age > max)) {
         return Err(ApiError::Stale);
     }
-    Ok(Caller { tenant: tenant_id, key: id, current })
+    let key_id = presented.key_id().to_owned();
+    Ok(Caller { tenant: tenant_id, key: id, key_id, current })
 }

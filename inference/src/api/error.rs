@@ -38,7 +38,8 @@ pub enum ApiError {
     Invalid { message: String, param: Option<String> },
     #[error(
         "This model's maximum context length is {limit} tokens. However, you requested {} tokens \
-         ({prompt} in the messages, {completion} in the completion).", prompt + completion
+         ({prompt} in the messages, {completion} in the completion).",
+        u64::from(*prompt) + u64::from(*completion)
     )]
     ContextLength { limit: u32, prompt: u32, completion: u32 },
     #[error("The model '{0}' does not exist or you do not have access to it.")]
@@ -199,8 +200,13 @@ impl From<PromptError> for ApiError {
                 "messages",
                 format!("The model's chat template refuses them: {reason}"),
             ),
-            error => {
-                tracing::error!(%error, "messages could not be made a prompt");
+            // What a template says of its failure may quote the messages.
+            PromptError::Template(_) => {
+                tracing::error!("the model's chat template failed on a request's messages");
+                Self::Internal
+            }
+            PromptError::Tokenizer(_) => {
+                tracing::error!("the tokenizer failed on a request's messages");
                 Self::Internal
             }
         }

@@ -52,8 +52,9 @@ pub struct Counts {
 }
 
 impl Generation {
-    /// Checks the request, opens its account and hands it to the engine. Returns when the account is on
-    /// the disk: from then on tokens may leave the node.
+    /// Checks the request, hands it to the engine and opens its account: in this order, so that what is
+    /// turned away for load leaves no record. Returns when the account is on the disk: from then on tokens
+    /// may leave the node.
     pub async fn start(
         api: Arc<Api>,
         caller: &Caller,
@@ -69,17 +70,12 @@ impl Generation {
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let max_tokens = max_tokens(api.base.context_length, prompt_tokens, request.max_tokens)?;
 
-        let (meter, opened) = api.usage.admit(&Admission {
-            request_id: id,
-            tenant_id: caller.tenant,
-            key_id: caller.key,
-            adapter_version_id,
-            base_weights_digest: api.base.weights_digest,
-            prompt_tokens,
-        })?;
+        if !api.usage.is_writable() {
+            return Err(ApiError::NoUsageLog);
+        }
         // Room for every event there can be, so that the engine never waits.
         let (sender, events) = mpsc::channel(max_tokens as usize + 2);
-        let submitted = api.engine.try_submit(EngineRequest {
+        api.engine.try_submit(EngineRequest {
             id,
             tenant: caller.tenant,
             key: Some(caller.key),
@@ -92,7 +88,16 @@ impl Generation {
             logprobs: request.logprobs,
             deadline: None,
             events: sender,
-        });
+        })?;
+        // From here on an early return drops `events`, which cancels the request.
+        let (meter, opened) = api.usage.admit(&Admission {
+            request_id: id,
+            tenant_id: caller.tenant,
+            key_id: caller.key,
+            adapter_version_id,
+            base_weights_digest: api.base.weights_digest,
+            prompt_tokens,
+        })?;
         let answer = Answer::new(api.tokenizer.detokenizer(), request.stop);
         let generation = Self {
             api,
@@ -104,12 +109,8 @@ impl Generation {
             cached_tokens: 0,
             completion_tokens: 0,
         };
-        if let Err(error) = submitted {
-            return Err(generation.fail(error.into()).await);
-        }
-        // Access taken away since it was checked: the engine may have been told before it had the
-        // request.
-        if generation.api.manifest.current().denied.denies(caller.key, caller.tenant) {
+        // The engine may have been told of it before it had the request.
+        if caller.has_lost_access(&generation.api.manifest.current()) {
             return Err(generation.fail(ApiError::Revoked).await);
         }
         match opened.wait().await {

@@ -1,6 +1,8 @@
 use super::control_plane::ControlPlane;
 use super::harness::{Customer, Node, chat, store_adapter, text};
 use super::sse::{self, Events};
+use crate::backend::cpu::CpuConfig;
+use crate::config::{Config, Device};
 use crate::model::fixture::base_model;
 use lorikeet_contract::link::{FinishReason, UsageRecord};
 use reqwest::StatusCode;
@@ -162,5 +164,42 @@ async fn what_cannot_be_served_is_refused_before_it_costs_anything() {
     node.chat(&customer, json!({})).await;
     let seen = control_plane.until("the one final", |s| !s.finals().is_empty()).await;
     assert_eq!(seen.usage().count(), 2, "nothing refused was opened");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_real_model_and_its_adapters_answer_as_the_kits_references_say_all_at_once() {
+    let customer = Customer::new();
+    let control_plane = ControlPlane::start(customer.resources());
+    let on_cpu = |config: &mut Config| config.device = Device::Cpu(CpuConfig::default());
+    let node = Node::ready(&control_plane, on_cpu).await;
+    let names = ["pirate", "json", "sentiment"];
+    let adapters =
+        names.map(|name| store_adapter(&node, &customer, name, name).expect("in the kit"));
+    control_plane.publish(adapters.to_vec()).await;
+    control_plane.acknowledged(1).await;
+
+    let references = names.map(|name| (name, lorikeet_kit::reference(Some(name))));
+    let cases = references.iter().flat_map(|(name, r)| r.cases.iter().map(move |c| (*name, c)));
+    let asked = cases.map(async |(name, case)| {
+        let messages = case.messages.iter().map(|m| json!({"role": m.role, "content": m.content}));
+        let more = json!({
+            "model": name, "messages": messages.collect::<Vec<_>>(), "temperature": 0,
+            "max_tokens": 32, "stream": true, "stream_options": { "include_usage": true },
+        });
+        let response = node.post(customer.key.reveal(), &chat(more)).await;
+        assert_eq!(response.status(), StatusCode::OK);
+        let chunks = Events::of(response).rest().await;
+        assert_eq!(sse::text(&chunks), case.text, "{name} {}", case.id);
+        let [.., closing, usage] = &chunks[..] else { panic!("a closing chunk and the counts") };
+        assert_eq!(closing["choices"][0]["finish_reason"], case.finish);
+        assert_eq!(usage["usage"]["prompt_tokens"], case.prompt_ids.len());
+        assert_eq!(usage["usage"]["completion_tokens"], case.tokens.len());
+    });
+    let count = futures::future::join_all(asked).await.len();
+    let seen = control_plane.until("all finals", |s| s.finals().len() == count).await;
+    let billed: u64 = seen.finals().iter().map(|f| f.completion_tokens).sum();
+    let expected = references.iter().flat_map(|(_, r)| &r.cases).map(|c| c.tokens.len() as u64);
+    assert_eq!(billed, expected.sum::<u64>());
     node.stop().await;
 }

@@ -5,11 +5,11 @@ use lorikeet_contract::link::link_server::{Link, LinkServer};
 use lorikeet_contract::link::node_message::Message as FromNode;
 use lorikeet_contract::link::{
     Ack, ControlMessage, Delta, FinishReason, Hello, NodeMessage, Resource, ResourceRef,
-    Revocation, Revocations, SnapshotChunk, UsageAck, UsageBatch, UsageKind, UsageRecord, Welcome,
-    revocation::Target,
+    Revocation, Revocations, SnapshotChunk, USAGE_CURSOR_METADATA, UsageAck, UsageBatch, UsageKind,
+    UsageRecord, Welcome, revocation::Target,
 };
 use lorikeet_contract::manifest::ManifestState;
-use lorikeet_contract::usage::chain;
+use lorikeet_contract::usage::{CHAIN_START, chain};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -33,6 +33,7 @@ struct World {
     seen: Seen,
     /// While set, shipped usage is refused.
     usage_away: bool,
+    quarantine: String,
 }
 
 /// What nodes have said.
@@ -204,6 +205,19 @@ impl ControlPlane {
         self.world().usage_away = refuse;
     }
 
+    /// Its database is put back to a time when it had only this many records of each log.
+    pub fn restore_usage(&self, records: usize) {
+        for log in self.world().seen.logs.values_mut() {
+            log.records.truncate(records);
+            let payloads = log.records.iter().map(Message::encode_to_vec);
+            log.chain = payloads.fold(CHAIN_START, |before, payload| chain(&before, &payload));
+        }
+    }
+
+    pub fn quarantine_usage(&self, reason: &str) {
+        self.world().quarantine = reason.into();
+    }
+
     /// Goes away, as after kill -9: sockets close, nobody is told.
     pub fn kill(mut self) -> Killed {
         self.end();
@@ -345,8 +359,22 @@ impl Link for Service {
     /// By position, with the chain checked, as the real ingest does.
     async fn ship_usage(&self, request: Request<UsageBatch>) -> Result<Response<UsageAck>, Status> {
         let batch = request.into_inner();
-        if self.world.lock().expect("a lock").usage_away {
-            return Err(Status::unavailable("the database does not answer"));
+        {
+            let world = self.world.lock().expect("a lock");
+            if world.usage_away {
+                return Err(Status::unavailable("the database does not answer"));
+            }
+            if !world.quarantine.is_empty() {
+                let quarantine_reason = world.quarantine.clone();
+                return Ok(Response::new(UsageAck { cursor: 0, quarantine_reason }));
+            }
+            let cursor =
+                world.seen.logs.get(&batch.log_id).map_or(0, |log| log.records.len() as u64);
+            if batch.first_seq > cursor + 1 {
+                let mut status = Status::failed_precondition("a gap");
+                status.metadata_mut().insert(USAGE_CURSOR_METADATA, cursor.into());
+                return Err(status);
+            }
         }
         let mut cursor = 0;
         self.note(|seen| {
@@ -355,7 +383,6 @@ impl Link for Service {
                 let record = UsageRecord::decode(&payload[..]).expect("a record");
                 assert_eq!(record.seq, seq, "records are consecutive");
                 let known = log.records.len() as u64;
-                assert!(seq <= known + 1, "no gap");
                 if seq == known + 1 {
                     let first = seq == batch.first_seq;
                     assert!(!first || batch.prev_hash == log.chain, "the chain goes on");

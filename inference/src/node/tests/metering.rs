@@ -112,3 +112,38 @@ async fn a_node_that_stops_in_order_ends_its_requests_and_ships_their_usage() {
     assert_eq!(finals.len(), 1, "shipped before the node ended");
     assert_eq!(finals[0].completion_tokens, 40);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_that_a_restored_database_lost_is_shipped_again() {
+    let customer = Customer::new();
+    let control_plane = ControlPlane::start(customer.resources());
+    let node = Node::ready(&control_plane, |_| {}).await;
+    for count in 1..=3 {
+        node.chat(&customer, json!({})).await;
+        control_plane.until("its final", |s| s.finals().len() == count).await;
+    }
+    let before: Vec<_> = control_plane.seen().usage().cloned().collect();
+    control_plane.restore_usage(1);
+    node.chat(&customer, json!({})).await;
+    let seen = control_plane.until("everything again", |s| s.finals().len() == 4).await;
+    let after: Vec<_> = seen.usage().take(before.len()).cloned().collect();
+    assert_eq!(after, before);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_in_quarantine_is_kept_and_the_node_serves_on() {
+    let customer = Customer::new();
+    let control_plane = ControlPlane::start(customer.resources());
+    control_plane.quarantine_usage("the chain does not continue");
+    let node = Node::ready(&control_plane, |_| {}).await;
+    node.chat(&customer, json!({})).await;
+    node.chat(&customer, json!({})).await;
+    let data = node.stop().await;
+    assert_eq!(control_plane.seen().usage().count(), 0);
+
+    control_plane.quarantine_usage("");
+    let node = Node::start_on(data, &control_plane.url(), |_| {}).await;
+    control_plane.until("both finals", |s| s.finals().len() == 2).await;
+    node.stop().await;
+}

@@ -125,16 +125,20 @@ fn report(report: &mut StepReport, step: u64, plan: &StepPlan, scheduler: &Sched
         ..StepReport::default()
     };
     report.adapters.clear();
+    let mut seen = Vec::new();
     for planned in &plan.sequences {
-        let Some(sequence) = scheduler.get(planned.sequence) else { continue };
-        let is_decode = planned.rows == 1 && planned.position >= sequence.prompt_tokens();
+        let is_decode = planned.is_decode;
         let rows = if is_decode { &mut report.decode_rows } else { &mut report.prefill_rows };
         *rows += planned.rows as u32;
-        match sequence.adapter() {
-            Some(key) => report.adapters.push(key),
-            None => report.base_sequences += 1,
+        let Some(lease) = &planned.lease else {
+            report.base_sequences += 1;
+            continue;
+        };
+        let slot = lease.slot().index as usize;
+        seen.resize(seen.len().max(slot + 1), false);
+        if !std::mem::replace(&mut seen[slot], true) {
+            let sequence = scheduler.get(planned.sequence);
+            report.adapters.extend(sequence.and_then(Sequence::adapter));
         }
     }
-    report.adapters.sort_unstable();
-    report.adapters.dedup();
 }

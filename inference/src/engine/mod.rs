@@ -29,7 +29,7 @@ use crate::adapters::residency::{AdapterAction, LoadAction, Residency};
 use crate::backend::batch::SequenceId;
 use crate::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
 use crate::kv::BlockPool;
-use crate::scheduler::{Scheduler, SchedulerConfig, StepPlan};
+use crate::scheduler::{Scheduler, SchedulerConfig, SequenceMap, StepPlan};
 use commands::Request;
 use handle::Command;
 use lorikeet_contract::RequestId;
@@ -73,7 +73,7 @@ pub struct Engine {
 
     commands: mpsc::Receiver<Command>,
     stats: watch::Sender<EngineStats>,
-    requests: HashMap<SequenceId, Request>,
+    requests: SequenceMap<Request>,
     by_id: HashMap<RequestId, SequenceId>,
     next_sequence: u64,
     state: EngineState,
@@ -115,7 +115,7 @@ impl Engine {
             loader,
             commands,
             stats,
-            requests: HashMap::new(),
+            requests: SequenceMap::default(),
             by_id: HashMap::new(),
             next_sequence: 0,
             state: EngineState::Running,

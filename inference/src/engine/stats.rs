@@ -58,7 +58,7 @@ pub struct StepReport {
     pub decode_rows: u32,
     /// Sequences of the base model alone.
     pub base_sequences: u32,
-    /// The distinct adapters of the pass, in slot order.
+    /// The distinct adapters of the pass.
     pub adapters: Vec<AdapterKey>,
     /// Sequences that lost their blocks to make room.
     pub preempted: u32,

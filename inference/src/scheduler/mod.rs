@@ -9,6 +9,7 @@
 //! the prefix cache as far as that still has it. The one that arrived first never does, and every
 //! sequence fits the cache alone, so there is always one that gets to its end.
 
+mod map;
 mod plan;
 mod queue;
 mod sequence;
@@ -17,9 +18,9 @@ use crate::adapters::residency::{AdapterLease, Residency};
 use crate::backend::batch::SequenceId;
 use crate::kv::BlockPool;
 use queue::TenantQueues;
-use std::collections::HashMap;
 use std::time::Instant;
 
+pub use map::SequenceMap;
 pub use plan::{Commit, PlannedSequence, StepPlan};
 pub use sequence::{Ending, NewSequence, Sequence};
 
@@ -52,7 +53,7 @@ impl Room {
 
 pub struct Scheduler {
     config: SchedulerConfig,
-    sequences: HashMap<SequenceId, Box<Sequence>>,
+    sequences: SequenceMap<Box<Sequence>>,
     /// Those that hold blocks, in order of arrival.
     running: Vec<SequenceId>,
     waiting: TenantQueues,
@@ -66,7 +67,7 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         Self {
             config,
-            sequences: HashMap::new(),
+            sequences: SequenceMap::default(),
             running: Vec::new(),
             waiting: TenantQueues::default(),
             next_deadline: None,
@@ -235,7 +236,8 @@ impl Scheduler {
                 }
             }
             let Some(lease) = lease(sequence, residency, now) else { continue };
-            if self.make_room(id, kv, plan) {
+            let tokens = sequence.computed + 1;
+            if kv.grow(&mut sequence.table, tokens) || self.make_room(id, kv, plan) {
                 self.plan_rows(id, 1, lease, room, plan);
             }
         }

@@ -38,6 +38,8 @@ pub struct PlannedSequence {
     pub rows: usize,
     /// The last row is the last token known, or being drawn: it gives the next one.
     pub samples: bool,
+    /// The one row is the latest token of the answer.
+    pub is_decode: bool,
     /// The one row is the token that the step before is still drawing.
     pub follows_pending: bool,
     /// Held until the step has been collected. None: the base model.

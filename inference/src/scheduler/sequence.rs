@@ -172,6 +172,7 @@ impl Sequence {
             position,
             rows,
             samples,
+            is_decode: rows == 1 && position >= self.prompt_len,
             follows_pending,
             lease,
             admission: self.admissions,

@@ -6,6 +6,7 @@ use crate::backend::batch::SequenceId;
 use crate::scheduler::{Ending, NewSequence, Sequence};
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::time::Instant;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// What the engine keeps of a request beside its sequence.
@@ -20,7 +21,18 @@ pub(super) struct Request {
 
 impl Engine {
     pub(super) fn accept_commands(&mut self, now: Instant) {
-        while let Ok(command) = self.commands.try_recv() {
+        loop {
+            let command = match self.commands.try_recv() {
+                Ok(command) => command,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => {
+                    // Nobody can ask for anything any more; whoever still reads gets the rest.
+                    if self.requests.is_empty() {
+                        self.state = EngineState::Stopped("every handle to it is gone".into());
+                    }
+                    break;
+                }
+            };
             match command {
                 Command::Submit(submission) => self.accept(*submission, now),
                 Command::Cancel(request) => {

@@ -91,6 +91,18 @@ async fn the_engine_on_its_thread_answers_and_shuts_down() {
 }
 
 #[tokio::test]
+async fn an_engine_that_nobody_can_reach_finishes_what_it_has_and_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let (handle, thread) = start(&Setup::default(), directory.path());
+    let (request, reader) = request(1, None, &PROMPT, 100);
+    handle.try_submit(request).unwrap();
+    drop(handle);
+    let reader = end_of(reader).await;
+    assert_eq!(reader.reason(), Some(FinishReason::Length));
+    thread.join().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn draining_lets_requests_end_and_accepts_no_more() {
     let directory = tempfile::tempdir().unwrap();
     let (handle, thread) = start(&Setup::default(), directory.path());

@@ -172,14 +172,18 @@ impl Link {
 
     fn hello(&self) -> Hello {
         let state = self.keeper.state();
-        let holds_manifest = state.cp_epoch != 0;
+        // Empty while none is held.
+        let state_digest = match state.cp_epoch {
+            0 => Vec::new(),
+            _ => state.digest().to_vec(),
+        };
         Hello {
             protocol_version: PROTOCOL_VERSION,
             node_id: self.uplink.node_id().to_string(),
             name: self.presentation.name.clone(),
             cp_epoch: state.cp_epoch,
             revision: state.revision,
-            state_digest: holds_manifest.then(|| state.digest().to_vec()).unwrap_or_default(),
+            state_digest,
             base_model: Some(self.presentation.base.to_proto()),
             api_base_url: self.presentation.api_base_url.clone(),
             backend: self.presentation.backend.to_owned(),

@@ -1,6 +1,7 @@
 use super::denied::DenySet;
 use super::snapshot::{SnapshotAssembly, SnapshotError};
 use super::store::ManifestStore;
+use super::uplink::Uplink;
 use super::view::{ManifestView, VersionState};
 use crate::engine::Revocation;
 use lorikeet_contract::link::{
@@ -313,4 +314,21 @@ proptest! {
         let (_, state) = ManifestStore::open(dir.path()).expect("opens");
         prop_assert_eq!(&state, &history[5]);
     }
+}
+
+#[tokio::test]
+async fn an_unusable_address_or_token_is_named_before_anything_is_dialled() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let token = dir.path().join("token");
+    fs::write(&token, "not a token").expect("written");
+    let refusal = |url: &str, token: &std::path::Path| match Uplink::new(url, token) {
+        Ok(_) => panic!("{url} is taken"),
+        Err(error) => error.to_string(),
+    };
+    assert!(refusal("https://control-plane:7730", &token).contains("does not speak yet"));
+    assert!(refusal("control plane", &token).contains("`control plane` is not an address"));
+    let malformed = refusal("http://127.0.0.1:7730", &token);
+    assert!(malformed.contains(&token.display().to_string()), "{malformed}");
+    let missing = refusal("http://127.0.0.1:7730", &dir.path().join("missing"));
+    assert!(missing.contains("missing"), "{missing}");
 }

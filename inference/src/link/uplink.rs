@@ -5,6 +5,7 @@ use lorikeet_contract::NodeId;
 use lorikeet_contract::link::MAX_MESSAGE_BYTES;
 use lorikeet_contract::link::link_client::LinkClient;
 use lorikeet_contract::usage::NodeClaims;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,11 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum UplinkError {
     #[error("LORIKEET_CONTROL_PLANE: `{url}` is not an address: {error}")]
     Address { url: String, error: tonic::transport::Error },
+    #[error(
+        "LORIKEET_CONTROL_PLANE: `{0}` asks for TLS, which the link does not speak yet: use http:// over \
+         a private or encrypted network"
+    )]
+    Tls(String),
     #[error("LORIKEET_NODE_TOKEN_FILE: {path}: {error}")]
     Token { path: PathBuf, error: String },
 }
@@ -41,8 +47,18 @@ impl Uplink {
     /// Does not dial yet. The token file is read now for the node's id, and again for each call, so
     /// that a token can be replaced while the node runs.
     pub fn new(url: &str, token_file: &Path) -> Result<Self, UplinkError> {
-        let channel = Endpoint::from_shared(url.to_owned())
-            .map_err(|error| UplinkError::Address { url: url.to_owned(), error })?
+        let endpoint = Endpoint::from_shared(url.to_owned())
+            .map_err(|error| UplinkError::Address { url: url.to_owned(), error })?;
+        if endpoint.uri().scheme_str() == Some("https") {
+            return Err(UplinkError::Tls(url.to_owned()));
+        }
+        if !is_loopback(endpoint.uri().host().unwrap_or_default()) {
+            tracing::warn!(
+                url,
+                "the link to the control plane is not encrypted and leaves this machine"
+            );
+        }
+        let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_EVERY)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
@@ -64,6 +80,11 @@ impl Uplink {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// Adds the token as bearer to every call. The control plane checks it; here only its subject is read.

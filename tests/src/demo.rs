@@ -164,6 +164,12 @@ impl Demo {
         bail!("{url} did not answer: {last}\n{}", self.log())
     }
 
+    /// Where the node keeps its usage log.
+    pub fn usage_log_dir(&self) -> Result<PathBuf> {
+        let env = &self.process("node")?.env;
+        Ok(Path::new(env.get("LORIKEET_NODE_DATA").context("the node's directory")?).join("usage"))
+    }
+
     /// The node's readiness page.
     pub fn node_ready_url(&self) -> String {
         self.facts.api_base_url.replace("/v1", "/ready")

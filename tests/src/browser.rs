@@ -1,0 +1,103 @@
+//! A real Chromium, driven over WebDriver.
+
+use crate::demo::free_port;
+use anyhow::{Context, Result, bail};
+use fantoccini::elements::Element;
+use fantoccini::{Client, ClientBuilder, Locator};
+use serde_json::json;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long a page may take to show what a test waits for.
+const WAIT: Duration = Duration::from_secs(60);
+
+pub struct Browser {
+    driver: Child,
+    pub client: Client,
+    _profile: tempfile::TempDir,
+}
+
+impl Browser {
+    pub async fn start() -> Result<Self> {
+        let port = free_port()?;
+        let driver = Command::new("chromedriver")
+            .arg(format!("--port={port}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting chromedriver: run scripts/setup")?;
+        let profile = tempfile::tempdir()?;
+        let started = Instant::now();
+        let mut browser = None;
+        while browser.is_none() {
+            match connect(port, profile.path()).await {
+                Ok(client) => browser = Some(client),
+                Err(e) if started.elapsed() > WAIT => {
+                    return Err(e).context("connecting to chromedriver");
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+        let client = browser.context("a browser")?;
+        Ok(Self { driver, client, _profile: profile })
+    }
+
+    pub async fn go(&self, url: &str) -> Result<()> {
+        Ok(self.client.goto(url).await?)
+    }
+
+    /// Waits for the element.
+    pub async fn find(&self, css: &str) -> Result<Element> {
+        let wait = self.client.wait().at_most(WAIT);
+        match wait.for_element(Locator::Css(css)).await {
+            Ok(element) => Ok(element),
+            Err(e) => {
+                let page = self.find_now("body").await?.text().await?;
+                bail!("no {css} at {}: {e}\n{page}", self.client.current_url().await?)
+            }
+        }
+    }
+
+    async fn find_now(&self, css: &str) -> Result<Element> {
+        Ok(self.client.find(Locator::Css(css)).await?)
+    }
+
+    pub async fn click(&self, css: &str) -> Result<()> {
+        Ok(self.find(css).await?.click().await?)
+    }
+
+    pub async fn fill(&self, css: &str, text: &str) -> Result<()> {
+        Ok(self.find(css).await?.send_keys(text).await?)
+    }
+
+    pub async fn text(&self, css: &str) -> Result<String> {
+        Ok(self.find(css).await?.text().await?)
+    }
+
+    /// A picture of the window, as PNG.
+    pub async fn screenshot(&self, path: &Path) -> Result<()> {
+        Ok(std::fs::write(path, self.client.screenshot().await?)?)
+    }
+}
+
+async fn connect(port: u16, profile: &Path) -> Result<Client> {
+    let capabilities = json!({
+        "goog:chromeOptions": {"args": [
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--window-size=1280,900", format!("--user-data-dir={}", profile.display()),
+        ]},
+    });
+    let serde_json::Value::Object(capabilities) = capabilities else { bail!("capabilities") };
+    let mut builder = ClientBuilder::rustls()?;
+    Ok(builder.capabilities(capabilities).connect(&format!("http://127.0.0.1:{port}")).await?)
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}

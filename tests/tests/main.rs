@@ -1,0 +1,4 @@
+//! The whole system, as its users see it.
+
+mod faults;
+mod journey;

@@ -1,1 +1,65 @@
-fn main() {}
+//! `lorikeet`: the one program. Each subcommand is a module; this file only chooses.
+
+mod adapters;
+mod args;
+mod cache;
+mod chat;
+mod client;
+#[cfg(test)]
+mod compose;
+mod demo;
+mod doctor;
+mod logging;
+mod migrate;
+mod nodes;
+mod signals;
+mod variables;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::process::ExitCode;
+use tokio::runtime::{Builder, Runtime};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::init(cli.log_format);
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Demo(args) => {
+            // On this very thread: the demo's parts are tied to the thread that starts them.
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(demo::run(args))
+        }
+        Command::ControlPlane(flags) => {
+            let config = lorikeet_control_plane::Config::from_vars(|name| flags.var(name))?;
+            runtime()?
+                .block_on(async { lorikeet_control_plane::run(config, signals::shutdown()?).await })
+        }
+        Command::Node(flags) => {
+            let config = lorikeet_inference::config::Config::from_vars(|name| flags.var(name))?;
+            runtime()?.block_on(async {
+                lorikeet_inference::node::run(config, signals::shutdown()?).await
+            })
+        }
+        Command::Migrate(args) => runtime()?.block_on(migrate::run(args)),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Chat(args) => runtime()?.block_on(chat::run(args)),
+        Command::Adapters(command) => runtime()?.block_on(adapters::run(command)),
+        Command::Nodes(command) => nodes::run(command),
+        Command::DemoPostgres(args) => demo::postgres::exec(&args),
+        Command::DemoS3(args) => runtime()?.block_on(demo::s3::run(args)),
+    }
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build()
+}

@@ -64,7 +64,7 @@ async fn base_model(demo: &Demo) -> Result<String> {
     static NAME: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
     let name = NAME.get_or_try_init(|| async {
         let service: serde_json::Value = reqwest::get(url).await?.json().await?;
-        let id = service["base_model"]["id"].as_str().context("a base model")?;
+        let id = service["base_model"].as_str().context("a base model")?;
         anyhow::Ok(id.to_owned())
     });
     Ok(name.await?.clone())

@@ -49,6 +49,8 @@ struct NodesPage {
 
 struct NodeRow {
     id: String,
+    /// Enough of the id to tell nodes apart; its end is random, its start is a time.
+    short_id: String,
     name: String,
     state_text: &'static str,
     state_class: &'static str,
@@ -120,7 +122,7 @@ impl NodeRow {
         );
         let tier = |name: &str, tier: &crate::link::status::TierStatus| {
             format!(
-                "{name}: {} adapters, {} of {}",
+                "{name}: {}, {} of {}",
                 tier.adapters,
                 format::bytes(tier.used_bytes.cast_signed()),
                 format::bytes(tier.capacity_bytes.cast_signed())
@@ -128,8 +130,10 @@ impl NodeRow {
         };
         let tiers =
             vec![tier("device", &node.device), tier("host", &node.host), tier("disk", &node.disk)];
+        let id = node.id.to_string();
         Self {
-            id: node.id.to_string(),
+            short_id: format!("…{}", &id[id.len() - 8..]),
+            id,
             name: node.name,
             state_text,
             state_class,

@@ -1,3 +1,5 @@
 //! The built program, from the outside.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod postgres;

@@ -1,5 +1,7 @@
 //! From the outside, with the client that the planes use.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 use aws_sdk_s3::presigning::PresigningConfig;

@@ -16,7 +16,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 pub enum Error {
     #[error(
         "no control plane answers at {url}: is it running? LORIKEET_URL names its address, and \
-         `lorikeet demo` starts one ({source})"
+         `lorikeet demo` starts one"
     )]
     Unreachable { url: String, source: reqwest::Error },
     /// In the control plane's words.

@@ -33,6 +33,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The nodes' link.
     pub grpc_listen: SocketAddr,
+    /// `None`: in the clear, on loopback only.
+    pub grpc_tls: Option<TlsFiles>,
     /// Where browsers reach this server: decides the cookie's name and the accepted origin.
     pub public_url: Url,
     /// Where customers reach the nodes; ends in `/v1`.
@@ -43,6 +45,13 @@ pub struct Config {
     pub objects: ObjectStoreConfig,
     /// Ed25519 key (PKCS#8 PEM) that signs and checks the nodes' tokens.
     pub node_signing_key: PathBuf,
+}
+
+/// PEM files: a certificate with those that lead to its CA, and its private key.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
 }
 
 /// One login per role; none may bypass row-level security.
@@ -84,9 +93,11 @@ impl Config {
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let vars = Vars(&var);
         let endpoint: Url = vars.required("LORIKEET_S3_ENDPOINT", "the object store's URL")?;
+        let grpc_listen = vars.or("LORIKEET_GRPC_LISTEN", "127.0.0.1:7730")?;
         Ok(Self {
             listen: vars.or("LORIKEET_LISTEN", "127.0.0.1:7700")?,
-            grpc_listen: vars.or("LORIKEET_GRPC_LISTEN", "127.0.0.1:7730")?,
+            grpc_listen,
+            grpc_tls: grpc_tls(&vars, grpc_listen)?,
             public_url: public_url(vars.or("LORIKEET_PUBLIC_URL", "http://127.0.0.1:7700")?)?,
             api_base_url: api_base_url(
                 vars.or("LORIKEET_API_BASE_URL", "http://127.0.0.1:7710/v1")?,
@@ -146,6 +157,33 @@ impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
             return Ok(value);
         }
         default.parse().map_err(|e: T::Err| ConfigError::Invalid { name, reason: e.to_string() })
+    }
+}
+
+/// Node tokens, key hashes and usage cross this link: beyond this machine it is never in the clear.
+fn grpc_tls(
+    vars: &Vars<'_, impl Fn(&str) -> Option<String>>,
+    listen: SocketAddr,
+) -> Result<Option<TlsFiles>, ConfigError> {
+    let (cert_name, key_name) = ("LORIKEET_GRPC_TLS_CERT", "LORIKEET_GRPC_TLS_KEY");
+    match (vars.optional(cert_name)?, vars.optional(key_name)?) {
+        (Some(cert), Some(key)) => Ok(Some(TlsFiles { cert, key })),
+        (Some(_), None) => Err(ConfigError::Missing {
+            name: key_name,
+            what: "the file with the private key (PEM) of LORIKEET_GRPC_TLS_CERT",
+        }),
+        (None, Some(_)) => Err(ConfigError::Missing {
+            name: cert_name,
+            what: "the file with the certificate (PEM) of LORIKEET_GRPC_TLS_KEY",
+        }),
+        (None, None) if listen.ip().is_loopback() => Ok(None),
+        (None, None) => Err(ConfigError::Invalid {
+            name: "LORIKEET_GRPC_LISTEN",
+            reason: format!(
+                "{listen} is reached from other machines and the link would be in the clear: set \
+                 {cert_name} and {key_name}, or listen on loopback"
+            ),
+        }),
     }
 }
 
@@ -238,6 +276,23 @@ mod tests {
         for url in ["http://a.example", "http://10.0.0.1", "ftp://localhost"] {
             assert!(parse(&[("LORIKEET_PUBLIC_URL", url)]).is_err(), "{url}");
         }
+    }
+
+    #[test]
+    fn the_nodes_link_is_in_the_clear_on_loopback_only() {
+        let (cert, key) = (("LORIKEET_GRPC_TLS_CERT", "c"), ("LORIKEET_GRPC_TLS_KEY", "k"));
+        let everywhere = ("LORIKEET_GRPC_LISTEN", "0.0.0.0:7730");
+        assert!(parse(&[]).unwrap().grpc_tls.is_none());
+        assert!(parse(&[("LORIKEET_GRPC_LISTEN", "[::1]:7730")]).unwrap().grpc_tls.is_none());
+        assert!(parse(&[everywhere, cert, key]).unwrap().grpc_tls.is_some());
+        assert!(parse(&[cert, key]).unwrap().grpc_tls.is_some());
+
+        let error = parse(&[everywhere]).unwrap_err().to_string();
+        assert!(error.contains(cert.0) && error.contains(key.0), "{error}");
+        let error = parse(&[everywhere, cert]).unwrap_err().to_string();
+        assert!(error.starts_with("LORIKEET_GRPC_TLS_KEY is not set"), "{error}");
+        let error = parse(&[key]).unwrap_err().to_string();
+        assert!(error.starts_with("LORIKEET_GRPC_TLS_CERT is not set"), "{error}");
     }
 
     #[test]

@@ -44,11 +44,12 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let db = db::Db::connect(&config.database).await?;
     db::migrate::check_version(&db).await?;
+    let tls = config.grpc_tls.as_ref().map(link::load_tls).transpose()?;
     let http = bind(config.listen, "LORIKEET_LISTEN").await?;
     let grpc = bind(config.grpc_listen, "LORIKEET_GRPC_LISTEN").await?;
     let key = link::load_or_create_signing_key(&config.node_signing_key)?;
     tracing::info!(http = %http.local_addr()?, grpc = %grpc.local_addr()?, "control plane listens");
-    let nodes = link::LinkParts { pool: db.ingest.clone(), key };
+    let nodes = link::LinkParts { pool: db.ingest.clone(), key, tls };
     let state = AppState::new(config, db.clone());
 
     let stop = shutdown.child_token();

@@ -7,7 +7,7 @@ use crate::scheduler::SchedulerConfig;
 use crate::usage::LogConfig;
 use axum::http::{HeaderValue, Uri};
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -22,8 +22,10 @@ pub struct Config {
     pub data: PathBuf,
     /// Shown to operators. Empty: the name in the node's token.
     pub name: String,
-    /// The control plane's gRPC address.
+    /// The control plane's gRPC address: https, or http on loopback.
     pub control_plane: String,
+    /// The only CA believed to know the control plane, a PEM file. Given when the address is https.
+    pub control_plane_ca: Option<PathBuf>,
     pub token_file: PathBuf,
     /// A GGUF file, or a directory in Hugging Face's layout.
     pub model: PathBuf,
@@ -64,6 +66,7 @@ impl Config {
         let vars = Vars(&var);
         let listen: SocketAddr = vars.or("LORIKEET_NODE_LISTEN", "127.0.0.1:7710")?;
         let scheduler = scheduler(&vars)?;
+        let (control_plane, control_plane_ca) = control_plane(&vars)?;
         Ok(Self {
             listen,
             data: vars.required(
@@ -71,7 +74,8 @@ impl Config {
                 "the directory of the manifest, the usage log and the adapters' disk cache",
             )?,
             name: vars.optional("LORIKEET_NODE_NAME")?.unwrap_or_default(),
-            control_plane: vars.or("LORIKEET_CONTROL_PLANE", "http://127.0.0.1:7730")?,
+            control_plane,
+            control_plane_ca,
             token_file: vars.required(
                 "LORIKEET_NODE_TOKEN_FILE",
                 "the file of the token that `lorikeet nodes token` issues",
@@ -91,6 +95,37 @@ impl Config {
             usage: LogConfig::default(),
         })
     }
+}
+
+/// The node's token, key hashes and usage cross this link: beyond this machine it is never in the
+/// clear.
+fn control_plane<F>(vars: &Vars<'_, F>) -> Result<(String, Option<PathBuf>), ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let (name, ca_name) = ("LORIKEET_CONTROL_PLANE", "LORIKEET_CONTROL_PLANE_CA");
+    let url: String = vars.or(name, "http://127.0.0.1:7730")?;
+    let ca = vars.optional(ca_name)?;
+    let uri: Uri = url.parse().unwrap_or_default();
+    let reason = match (uri.scheme_str(), uri.host()) {
+        (Some("https"), Some(_)) if ca.is_some() => return Ok((url, ca)),
+        (Some("https"), Some(_)) => {
+            let what = "the file with the CA (PEM) that issued the control plane's certificate";
+            return Err(ConfigError::Missing { name: ca_name, what });
+        }
+        (Some("http"), Some(host)) if is_loopback(host) => return Ok((url, ca)),
+        (Some("http"), Some(_)) => {
+            "the link would be in the clear: use https, with the control plane's CA in \
+             LORIKEET_CONTROL_PLANE_CA (http is accepted on loopback only)"
+        }
+        _ => "an address is wanted, such as https://control-plane.example:7730",
+    };
+    Err(ConfigError::Invalid { name, value: url, reason: reason.into() })
+}
+
+fn is_loopback(host: &str) -> bool {
+    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
 }
 
 fn public_api_url<F>(vars: &Vars<'_, F>, listen: SocketAddr) -> Result<String, ConfigError>
@@ -287,6 +322,7 @@ mod tests {
     fn what_is_wrong_is_named_with_its_value() {
         for (name, value) in [
             ("LORIKEET_NODE_LISTEN", "7710"),
+            ("LORIKEET_CONTROL_PLANE", "control-plane:7730"),
             ("LORIKEET_PUBLIC_API_URL", "http://node/"),
             ("LORIKEET_DASHBOARD_ORIGIN", "https://lorikeet.example/adapters"),
             ("LORIKEET_DEVICE", "abacus"),
@@ -295,6 +331,24 @@ mod tests {
         ] {
             let error = config(&[(name, value)]).err().unwrap().to_string();
             assert!(error.starts_with(name) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_control_plane_is_reached_with_tls_and_a_pinned_ca_or_on_loopback() {
+        let name = "LORIKEET_CONTROL_PLANE";
+        for url in ["http://localhost:1", "http://127.8.0.1:1", "http://[::1]:1"] {
+            assert_eq!(config(&[(name, url)]).unwrap().control_plane, url);
+        }
+        let ca = ("LORIKEET_CONTROL_PLANE_CA", "/keys/ca.pem");
+        let with_ca = config(&[(name, "https://plane:7730"), ca]).unwrap();
+        assert_eq!(with_ca.control_plane_ca, Some("/keys/ca.pem".into()));
+
+        let error = config(&[(name, "https://plane:7730")]).err().unwrap().to_string();
+        assert!(error.starts_with("LORIKEET_CONTROL_PLANE_CA is not set"), "{error}");
+        for url in ["http://plane:7730", "http://10.0.0.1:7730", "http://localhost.example"] {
+            let error = config(&[(name, url), ca]).err().unwrap().to_string();
+            assert!(error.contains(url) && error.contains("use https"), "{error}");
         }
     }
 

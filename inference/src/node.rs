@@ -58,7 +58,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
-    let uplink = Uplink::new(&config.control_plane, &config.token_file)?;
+    let uplink =
+        Uplink::new(&config.control_plane, config.control_plane_ca.as_deref(), &config.token_file)?;
     // The log first: a second process on the same data must not get as far as the model.
     let usage = Arc::new(open_usage(&config).await?);
     let model = load_model(&config).await?;

@@ -9,7 +9,9 @@ mod session;
 mod simulation;
 mod state;
 pub mod status;
+mod tls;
 pub mod token;
 
 pub use server::{LinkParts, serve};
+pub use tls::load_tls;
 pub use token::{SigningKey, issue_node_token, load_or_create_signing_key};

@@ -23,7 +23,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::{MetadataMap, MetadataValue};
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Server, ServerTlsConfig, TcpIncoming};
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
@@ -36,10 +36,13 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Between two sweeps of what acknowledgements alone do not settle.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// The ingest pool, and the key that signs node tokens.
 pub struct LinkParts {
+    /// The ingest pool.
     pub pool: PgPool,
+    /// Signs node tokens.
     pub key: SigningKey,
+    /// `None`: in the clear.
+    pub tls: Option<ServerTlsConfig>,
 }
 
 /// Serves nodes on `listener` until `shutdown`; then closes their streams and notes it.
@@ -48,7 +51,13 @@ pub async fn serve(
     parts: LinkParts,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let LinkParts { pool, key } = parts;
+    let LinkParts { pool, key, tls } = parts;
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE));
+    if let Some(tls) = tls {
+        server = server.tls_config(tls)?;
+    }
     let feed = Feed::new(pool.clone());
     let tasks = TaskTracker::new();
     tasks.spawn(feed.clone().run(shutdown.clone()));
@@ -64,13 +73,11 @@ pub async fn serve(
         tasks: tasks.clone(),
         shutdown: shutdown.clone(),
     };
-    let server = LinkServer::new(service)
+    let service = LinkServer::new(service)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let served = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .add_service(server)
+    let served = server
+        .add_service(service)
         .serve_with_incoming_shutdown(
             // Small messages must not wait for one another: a revocation is one of them.
             TcpIncoming::from(listener).with_nodelay(Some(true)),

@@ -216,7 +216,8 @@ impl LinkProcess {
     pub async fn start(plane: &Plane) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let parts = LinkParts { pool: plane.db.ingest.clone(), key: signing_key().clone() };
+        let (pool, key) = (plane.db.ingest.clone(), signing_key().clone());
+        let parts = LinkParts { pool, key, tls: None };
         let stop = CancellationToken::new();
         let server = serve(listener, parts, stop.clone());
         let task = tokio::spawn(async move { server.await.unwrap() });

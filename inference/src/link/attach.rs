@@ -54,6 +54,8 @@ pub struct Link {
 enum Detached {
     #[error("{}", .0.message())]
     Status(#[from] Status),
+    #[error("{0}")]
+    Unanswered(String),
     #[error("the control plane closed the stream")]
     Closed,
     #[error("the control plane was silent for {} s", SILENCE.as_secs())]
@@ -99,7 +101,8 @@ impl Link {
         let mut client = self.uplink.client();
         let attached = client.attach(ReceiverStream::new(messages));
         let opened = tokio::time::timeout(SILENCE, attached).await.map_err(|_| Detached::Silent)?;
-        let mut incoming = opened?.into_inner();
+        let unanswered = |status| Detached::Unanswered(self.uplink.explain(&status));
+        let mut incoming = opened.map_err(unanswered)?.into_inner();
 
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         let mut silent_since = tokio::time::Instant::now();

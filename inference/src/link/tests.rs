@@ -14,6 +14,7 @@ use lorikeet_contract::{AdapterId, AdapterVersionId, AliasId, KeyId, TenantId, W
 use proptest::prelude::*;
 use prost::Message;
 use std::fs::{self, OpenOptions};
+use std::path::Path;
 
 const BASE: WeightsDigest = WeightsDigest([1; 32]);
 
@@ -317,18 +318,24 @@ proptest! {
 }
 
 #[tokio::test]
-async fn an_unusable_address_or_token_is_named_before_anything_is_dialled() {
+async fn an_unusable_address_ca_or_token_is_named_before_anything_is_dialled() {
     let dir = tempfile::tempdir().expect("a directory");
     let token = dir.path().join("token");
     fs::write(&token, "not a token").expect("written");
-    let refusal = |url: &str, token: &std::path::Path| match Uplink::new(url, token) {
+    let missing = dir.path().join("missing");
+    let refusal = |url: &str, ca: Option<&Path>, token: &Path| match Uplink::new(url, ca, token) {
         Ok(_) => panic!("{url} is taken"),
         Err(error) => error.to_string(),
     };
-    assert!(refusal("https://control-plane:7730", &token).contains("does not speak yet"));
-    assert!(refusal("control plane", &token).contains("`control plane` is not an address"));
-    let malformed = refusal("http://127.0.0.1:7730", &token);
+    let address = refusal("control plane", None, &token);
+    assert!(address.contains("`control plane` is not an address"), "{address}");
+    let malformed = refusal("http://127.0.0.1:7730", None, &token);
     assert!(malformed.contains(&token.display().to_string()), "{malformed}");
-    let missing = refusal("http://127.0.0.1:7730", &dir.path().join("missing"));
-    assert!(missing.contains("missing"), "{missing}");
+    let no_token = refusal("http://127.0.0.1:7730", None, &missing);
+    assert!(no_token.contains("missing"), "{no_token}");
+    for (ca, reason) in [(&missing, "No such file"), (&token, "no certificate in PEM")] {
+        let error = refusal("https://control-plane:7730", Some(ca), &token);
+        assert!(error.starts_with("LORIKEET_CONTROL_PLANE_CA"), "{error}");
+        assert!(error.contains(&ca.display().to_string()) && error.contains(reason), "{error}");
+    }
 }

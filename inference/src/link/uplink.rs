@@ -1,19 +1,24 @@
 //! The connection to the control plane, authenticated by the node's token.
 
+use axum::http::uri::Scheme;
 use jsonwebtoken::dangerous::insecure_decode;
 use lorikeet_contract::NodeId;
 use lorikeet_contract::link::MAX_MESSAGE_BYTES;
 use lorikeet_contract::link::link_client::LinkClient;
 use lorikeet_contract::usage::NodeClaims;
-use std::net::IpAddr;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, TrustAnchor};
+use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::metadata::MetadataValue;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status};
 
 pub type Client = LinkClient<InterceptedService<Channel, NodeToken>>;
 
@@ -26,11 +31,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum UplinkError {
     #[error("LORIKEET_CONTROL_PLANE: `{url}` is not an address: {error}")]
     Address { url: String, error: tonic::transport::Error },
-    #[error(
-        "LORIKEET_CONTROL_PLANE: `{0}` asks for TLS, which the link does not speak yet: use http:// over \
-         a private or encrypted network"
-    )]
-    Tls(String),
+    #[error("LORIKEET_CONTROL_PLANE_CA: {path}: {error}")]
+    Ca { path: PathBuf, error: String },
     #[error("LORIKEET_NODE_TOKEN_FILE: {path}: {error}")]
     Token { path: PathBuf, error: String },
 }
@@ -39,25 +41,25 @@ pub enum UplinkError {
 #[derive(Clone)]
 pub struct Uplink {
     channel: Channel,
+    encrypted: bool,
     token: NodeToken,
     node_id: NodeId,
 }
 
 impl Uplink {
-    /// Does not dial yet. The token file is read now for the node's id, and again for each call, so
-    /// that a token can be replaced while the node runs.
-    pub fn new(url: &str, token_file: &Path) -> Result<Self, UplinkError> {
-        let endpoint = Endpoint::from_shared(url.to_owned())
-            .map_err(|error| UplinkError::Address { url: url.to_owned(), error })?;
-        if endpoint.uri().scheme_str() == Some("https") {
-            return Err(UplinkError::Tls(url.to_owned()));
+    /// Does not dial yet. An https `url` believes `ca` alone, not what this machine's own store
+    /// holds; without it, nobody. The token file is read now for the node's id, and again for each
+    /// call, so that a token can be replaced while the node runs.
+    pub fn new(url: &str, ca: Option<&Path>, token_file: &Path) -> Result<Self, UplinkError> {
+        let bad_address = |error| UplinkError::Address { url: url.to_owned(), error };
+        let mut endpoint = Endpoint::from_shared(url.to_owned()).map_err(bad_address)?;
+        if let Some(path) = ca {
+            let ca = trust_anchors(path)
+                .map_err(|error| UplinkError::Ca { path: path.to_owned(), error })?;
+            let tls = ClientTlsConfig::new().trust_anchors(ca).timeout(CONNECT_TIMEOUT);
+            endpoint = endpoint.tls_config(tls).map_err(bad_address)?;
         }
-        if !is_loopback(endpoint.uri().host().unwrap_or_default()) {
-            tracing::warn!(
-                url,
-                "the link to the control plane is not encrypted and leaves this machine"
-            );
-        }
+        let encrypted = endpoint.uri().scheme() == Some(&Scheme::HTTPS);
         let channel = endpoint
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_EVERY)
@@ -68,11 +70,31 @@ impl Uplink {
         let node_id = token
             .node_id()
             .map_err(|error| UplinkError::Token { path: token_file.to_owned(), error })?;
-        Ok(Self { channel, token, node_id })
+        Ok(Self { channel, encrypted, token, node_id })
     }
 
     pub fn node_id(&self) -> NodeId {
         self.node_id
+    }
+
+    /// Why a call was not answered, for a log; with the setting to look at when the two ends do not
+    /// agree on TLS. An answer that refuses the call is given as it is.
+    pub fn explain(&self, status: &Status) -> String {
+        let Some(cause) = innermost_source(status) else { return status.message().to_owned() };
+        let not_tls = |e: &io::Error| e.kind() == io::ErrorKind::InvalidData;
+        let setting = match (self.encrypted, status.code()) {
+            (true, Code::Unavailable) if cause.downcast_ref().is_some_and(not_tls) => {
+                "; LORIKEET_CONTROL_PLANE must have a certificate that LORIKEET_CONTROL_PLANE_CA issued"
+            }
+            // Nobody listens.
+            (_, Code::Unavailable) => "",
+            // Connected, and cut off without a word of HTTP/2.
+            (false, _) => {
+                "; LORIKEET_CONTROL_PLANE must be https when the control plane has a certificate"
+            }
+            (true, _) => "",
+        };
+        format!("{cause}{setting}")
     }
 
     pub fn client(&self) -> Client {
@@ -82,9 +104,27 @@ impl Uplink {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
-    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+/// What a failed call failed of; `None` when the control plane itself refused it.
+fn innermost_source(status: &Status) -> Option<&(dyn Error + 'static)> {
+    let mut cause = status.source()?;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Some(cause)
+}
+
+/// The certificates in a PEM file. None at all is an error: no control plane could be believed.
+fn trust_anchors(path: &Path) -> Result<Vec<TrustAnchor<'static>>, String> {
+    let pem = std::fs::read(path).map_err(|e| e.to_string())?;
+    let mut store = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(|e| format!("not PEM: {e}"))?;
+        store.add(certificate).map_err(|e| format!("not a CA's certificate: {e}"))?;
+    }
+    if store.is_empty() {
+        return Err("holds no certificate in PEM".to_owned());
+    }
+    Ok(store.roots)
 }
 
 /// Adds the token as bearer to every call. The control plane checks it; here only its subject is read.

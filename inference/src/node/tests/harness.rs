@@ -260,6 +260,7 @@ pub fn config(data: &Path, control_plane: &str, address: SocketAddr) -> Config {
         data: data.to_owned(),
         name: "test".into(),
         control_plane: control_plane.into(),
+        control_plane_ca: None,
         token_file,
         model: lorikeet_kit::model_path(),
         model_name: Some(MODEL.into()),

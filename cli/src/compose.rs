@@ -111,7 +111,10 @@ fn services() -> BTreeMap<String, Node> {
 
 /// Those that run this program, with the image's ENTRYPOINT.
 fn own_services() -> Vec<(String, Node)> {
-    let own = |node: &Node| node.get("image").unwrap().text().starts_with("lorikeet:");
+    let own = |node: &Node| {
+        let image = node.get("image").unwrap().text();
+        image.starts_with("lorikeet:") && node.get("entrypoint").is_none()
+    };
     services().into_iter().filter(|(_, node)| own(node)).collect()
 }
 

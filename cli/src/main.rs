@@ -9,6 +9,8 @@ mod client;
 mod compose;
 mod demo;
 mod doctor;
+#[cfg(test)]
+mod link_tls;
 mod logging;
 mod migrate;
 mod nodes;

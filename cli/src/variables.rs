@@ -27,6 +27,8 @@ const fn secret(name: &'static str, flag: &'static str, help: &'static str) -> V
 pub const CONTROL_PLANE: &[Variable] = &[
     plain("LORIKEET_LISTEN", "listen", "Address of the dashboard and /api/v1 [default: 127.0.0.1:7700]"),
     plain("LORIKEET_GRPC_LISTEN", "grpc-listen", "Address of the nodes' link [default: 127.0.0.1:7730]"),
+    plain("LORIKEET_GRPC_TLS_CERT", "grpc-tls-cert", "File of the link's certificate (PEM); needed unless the link is on loopback"),
+    plain("LORIKEET_GRPC_TLS_KEY", "grpc-tls-key", "File of the certificate's private key (PEM)"),
     plain("LORIKEET_PUBLIC_URL", "public-url", "Where browsers reach the dashboard; https unless on loopback [default: http://127.0.0.1:7700]"),
     plain("LORIKEET_API_BASE_URL", "api-base-url", "Where customers reach the nodes; ends in /v1 [default: http://127.0.0.1:7710/v1]"),
     plain("LORIKEET_TRUSTED_PROXIES", "trusted-proxies", "How many proxies in front append to X-Forwarded-For [default: 0]"),
@@ -47,7 +49,8 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_NODE_LISTEN", "node-listen", "Address of /v1 [default: 127.0.0.1:7710]"),
     plain("LORIKEET_NODE_DATA", "node-data", "Directory of the manifest, the usage log and the adapters' disk cache"),
     plain("LORIKEET_NODE_NAME", "node-name", "What operators see [default: the host's name]"),
-    plain("LORIKEET_CONTROL_PLANE", "control-plane", "The control plane's gRPC address [default: http://127.0.0.1:7730]"),
+    plain("LORIKEET_CONTROL_PLANE", "control-plane", "The control plane's gRPC address; https unless on loopback [default: http://127.0.0.1:7730]"),
+    plain("LORIKEET_CONTROL_PLANE_CA", "control-plane-ca", "File of the only CA (PEM) believed for an https control plane"),
     plain("LORIKEET_NODE_TOKEN_FILE", "node-token-file", "File of the token that `lorikeet nodes token` issues"),
     plain("LORIKEET_MODEL", "model", "The base model: a GGUF file or a Hugging Face directory"),
     plain("LORIKEET_MODEL_NAME", "model-name", "What /v1/models calls it [default: from the model]"),

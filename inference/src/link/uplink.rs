@@ -84,7 +84,7 @@ impl Uplink {
         let not_tls = |e: &io::Error| e.kind() == io::ErrorKind::InvalidData;
         let setting = match (self.encrypted, status.code()) {
             (true, Code::Unavailable) if cause.downcast_ref().is_some_and(not_tls) => {
-                "; LORIKEET_CONTROL_PLANE must have a certificate that LORIKEET_CONTROL_PLANE_CA issued"
+                "; the control plane must have a certificate for its address from LORIKEET_CONTROL_PLANE_CA"
             }
             // Nobody listens.
             (_, Code::Unavailable) => "",

@@ -149,6 +149,39 @@ impl Demo {
         Ok(())
     }
 
+    /// Another node beside the demo's own, with an identity, a port and a directory of its own, reading
+    /// the same manifest. Returns its `/v1` address once it is ready.
+    pub async fn add_node(&mut self, name: &str) -> Result<String> {
+        let mut node = self.process("node")?.clone();
+        let key = self.process("control-plane")?.env.get("LORIKEET_NODE_SIGNING_KEY").cloned();
+        let token = self.dir.path().join(format!("{name}.token"));
+        let issued = Command::new(binary()?)
+            .args(["nodes", "token", "--name", name])
+            .arg("--node-signing-key")
+            .arg(key.context("the control plane's signing key")?)
+            .arg("--out")
+            .arg(&token)
+            .output()?;
+        ensure!(issued.status.success(), "{}", String::from_utf8_lossy(&issued.stderr));
+        let port = free_port()?;
+        let url = format!("http://127.0.0.1:{port}/v1");
+        let path = |path: &Path| path.display().to_string();
+        for (variable, value) in [
+            ("LORIKEET_NODE_NAME", name.to_owned()),
+            ("LORIKEET_NODE_TOKEN_FILE", path(&token)),
+            ("LORIKEET_NODE_DATA", path(&self.dir.path().join(name))),
+            ("LORIKEET_NODE_LISTEN", format!("127.0.0.1:{port}")),
+            ("LORIKEET_PUBLIC_API_URL", url.clone()),
+        ] {
+            node.env.insert(variable.to_owned(), value);
+        }
+        node.name = name.to_owned();
+        self.facts.processes.push(node);
+        self.restart(name)?;
+        self.until_answers(&url.replace("/v1", "/ready")).await?;
+        Ok(url)
+    }
+
     /// Waits until a GET of `url` succeeds.
     pub async fn until_answers(&self, url: &str) -> Result<()> {
         let started = Instant::now();

@@ -7,6 +7,7 @@ use crate::api::extract::Path;
 use crate::auth::{ClientAddress, Session, TenantCaller, account};
 use crate::error::ApiError;
 use crate::keys::{self, CreatedKey, KeyInfo, NewKey};
+use crate::link::status::{RevocationReach, revocation_reach};
 use crate::state::AppState;
 use askama::Template;
 use axum::extract::State;
@@ -16,7 +17,10 @@ use axum_extra::extract::Form;
 use lorikeet_contract::KeyId;
 use lorikeet_contract::key::Scope;
 use serde::Deserialize;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
+
+/// So long the page says how far a revocation has come.
+const REACH_SHOWN: Duration = Duration::DAY;
 
 pub(super) fn routes(registry: Registry) -> Registry {
     registry
@@ -49,10 +53,12 @@ struct KeyRow {
     active: bool,
     state_text: &'static str,
     state_class: &'static str,
+    /// How far its revocation has come.
+    reach: Option<String>,
 }
 
 impl KeyRow {
-    fn new(key: KeyInfo, now: OffsetDateTime) -> Self {
+    fn new(key: KeyInfo, reach: Option<RevocationReach>, now: OffsetDateTime) -> Self {
         let expired = key.expires_at.is_some_and(|at| at <= now);
         let (state_text, state_class) = match (key.revoked_at, expired) {
             (Some(_), _) => ("revoked", ""),
@@ -69,7 +75,17 @@ impl KeyRow {
             active: state_class == "good",
             state_text,
             state_class,
+            reach: reach.map(reach_text),
         }
+    }
+}
+
+fn reach_text(reach: RevocationReach) -> String {
+    let RevocationReach { acknowledged, connected, away } = reach;
+    let refused = format!("refused on {acknowledged} of {connected} nodes");
+    match away {
+        0 => refused,
+        away => format!("{refused}; {away} away, which may still accept it"),
     }
 }
 
@@ -81,10 +97,20 @@ async fn page(
     error: Option<String>,
 ) -> Result<Response, ApiError> {
     let now = OffsetDateTime::now_utc();
+    let mut rows = Vec::new();
     let keys = keys::list(state, caller).await?;
+    let mut tx = state.db.app.read(&caller.acting()).await?;
+    for key in keys {
+        let reach = match key.revoked_at {
+            Some(at) if now - at < REACH_SHOWN => revocation_reach(&mut tx, key.id).await?,
+            _ => None,
+        };
+        rows.push(KeyRow::new(key, reach, now));
+    }
+    drop(tx);
     let page = KeysPage {
         page: Page::new(session, "keys"),
-        keys: keys.into_iter().map(|key| KeyRow::new(key, now)).collect(),
+        keys: rows,
         created: created.map(|c| Created { name: c.info.name, key: c.key }),
         error,
     };

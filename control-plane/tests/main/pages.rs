@@ -152,3 +152,14 @@ async fn static_files_have_their_type_and_nothing_else_is_served() {
         assert_eq!(visitor.get(&format!("/static/{name}")).await.status, StatusCode::NOT_FOUND);
     }
 }
+
+#[tokio::test]
+async fn a_revoked_key_says_how_many_nodes_refuse_it() {
+    let app = TestApp::start().await;
+    let ann = app.sign_up("ann").await;
+    let key = ann.create_key(&["read"]).await;
+    let path = format!("/keys/{}/revoke", key["id"].as_str().unwrap());
+    assert_eq!(submit(&ann, &path, &[]).await.status(), StatusCode::SEE_OTHER);
+    let (_, text) = page(&ann, "/keys").await;
+    assert!(text.contains("refused on 0 of 0 nodes"), "{text}");
+}

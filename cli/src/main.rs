@@ -14,6 +14,7 @@ mod link_tls;
 mod logging;
 mod migrate;
 mod nodes;
+mod predecessor;
 mod signals;
 mod variables;
 
@@ -49,6 +50,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Node(flags) => {
             let config = lorikeet_inference::config::Config::from_vars(|name| flags.var(name))?;
             runtime()?.block_on(async {
+                predecessor::wait_until_gone(config.listen).await;
                 lorikeet_inference::node::run(config, signals::shutdown()?).await
             })
         }

@@ -28,6 +28,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    crate::predecessor::wait_until_gone(args.listen).await;
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("the object store cannot listen on {}", args.listen))?;

@@ -180,13 +180,14 @@ impl Cluster {
         processes::working_in(&self.data_dir()).contains(&pid).then_some(pid)
     }
 
-    /// After kill -9 of the postmaster its backends hold the shared memory until they notice.
+    /// After kill -9 of the postmaster its backends hold the shared memory until they notice, and a
+    /// start at once may even find the postmaster itself still dying.
     fn wait_for_orphans(&self) -> anyhow::Result<()> {
-        if let Some(pid) = self.running_postmaster() {
-            bail!("PostgreSQL already runs in {} (pid {pid})", self.dir.display());
-        }
         if self.wait_until_idle(ORPHANS_LEAVE_WITHIN) {
             return Ok(());
+        }
+        if let Some(pid) = self.running_postmaster() {
+            bail!("PostgreSQL already runs in {} (pid {pid})", self.dir.display());
         }
         for orphan in processes::working_in(&self.data_dir()) {
             // One that has just left is what we want.

@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod cpu;
+pub mod cuda;
 pub mod sim;
 
 use crate::adapters::AdapterKey;

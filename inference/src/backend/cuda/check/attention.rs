@@ -1,0 +1,170 @@
+//! Attention over contexts of many lengths, decode rows and prefill chunks in one launch. What lies
+//! behind a sequence's last token is NaN.
+
+use super::lab::{Lab, Part, Random, batch, outcome, relative_error, to_f32};
+use super::{CheckError, Outcome};
+use crate::backend::StepBatch;
+use crate::backend::cuda::device::DeviceMemory;
+use crate::backend::cuda::kernels::{Attention, Combine};
+use half::bf16;
+
+pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
+    let decode = |position| Part { position, rows: 1, adapter: None };
+    let chunk = |position, rows| Part { position, rows, adapter: None };
+    let ragged: Vec<Part> =
+        [0, 1, 15, 16, 31, 32, 100, 255, 256, 257, 700, 1500].map(decode).into();
+    let mixed = [
+        decode(40),
+        chunk(0, 1),
+        chunk(0, 5),
+        chunk(3, 4),
+        chunk(17, 130),
+        decode(600),
+        chunk(512, 33),
+    ];
+    run(lab, "ragged decode", &ragged, report)?;
+    run(lab, "mixed", &mixed, report)?;
+    for rows in [1, 32, 128] {
+        run(lab, &format!("{rows} decode rows x 576"), &vec![decode(575); rows], report)?;
+    }
+    run(lab, "prefill 512", &[chunk(0, 512)], report)
+}
+
+fn run(
+    lab: &Lab,
+    name: &str,
+    parts: &[Part],
+    report: &mut dyn FnMut(Outcome),
+) -> Result<(), CheckError> {
+    let spec = &lab.spec;
+    let dim = spec.head_dim as usize;
+    let batch = batch(parts, spec.vocab_size);
+    let (plan, memory) = lab.plan(&batch, &[])?;
+    let rows = plan.rows.len();
+    let width = spec.num_heads as usize * dim;
+    let queries = Random::new(3).bf16s(rows * width, 2.0);
+    let (keys, kv) = cache(lab, &batch)?;
+    let b = &lab.buffers;
+    lab.write(b.queries, &queries)?;
+    lab.write(b.context, &vec![bf16::NAN; rows * width])?;
+    let at = memory.addresses();
+    let arguments = Attention {
+        step: at.counts,
+        items: at.attention,
+        block_table: at.blocks,
+        queries: b.queries,
+        // Blocks count from the first one used, which is not 0.
+        kv: kv.address().wrapping_sub(keys.first_block as u64 * keys.page as u64 * 2),
+        out: b.context,
+        partial_out: b.partial_out,
+        partial_sums: b.partial_sums,
+        heads: spec.num_heads,
+        kv_heads: spec.num_kv_heads,
+        layer: 0,
+        layers: 1,
+        scale: std::f32::consts::LOG2_E / (dim as f32).sqrt(),
+    };
+    let combine = Combine {
+        step: at.counts,
+        items: at.combine,
+        partial_out: b.partial_out,
+        partial_sums: b.partial_sums,
+        out: b.context,
+        heads: spec.num_heads,
+    };
+    let blocks = lab.kernels.blocks(plan.counts.attention_items * spec.num_kv_heads, 16);
+    let combine_blocks = lab.kernels.blocks(plan.counts.combine_items * spec.num_heads, 16);
+    let launch = || {
+        // SAFETY: addresses are of the lab's buffers and of the cache made for this batch.
+        unsafe { lab.kernels.launch(&lab.stream, blocks, &arguments) }?;
+        // SAFETY: as above.
+        unsafe { lab.kernels.launch(&lab.stream, combine_blocks, &combine) }
+    };
+    launch()?;
+    let out: Vec<bf16> = lab.read(b.context, rows * width)?;
+    let expected = reference(lab, &batch, &queries, &keys);
+    let tokens: u64 = parts.iter().map(|p| u64::from(p.position + p.rows)).sum();
+    let time = lab.time(tokens * u64::from(spec.num_kv_heads) * dim as u64 * 4, launch)?;
+    let error = relative_error(&to_f32(&out), &expected);
+    report(outcome("attention", format!("{} {name}", spec.id), error, 0.008, Some(time)));
+    Ok(())
+}
+
+/// Keys and values of every token that a batch's sequences have, by sequence, head and token.
+struct Cache {
+    first_block: u32,
+    /// Values of a block.
+    page: usize,
+    keys: Vec<Vec<Vec<f32>>>,
+    values: Vec<Vec<Vec<f32>>>,
+}
+
+fn cache(lab: &Lab, batch: &StepBatch) -> Result<(Cache, DeviceMemory), CheckError> {
+    let spec = &lab.spec;
+    let (heads, dim) = (spec.num_kv_heads as usize, spec.head_dim as usize);
+    let page = 2 * heads * 16 * dim;
+    let all = || batch.sequences.iter().flat_map(|s| &s.blocks);
+    let first_block = all().map(|b| b.0).min().unwrap_or(0);
+    let mut pages = vec![bf16::NAN; all().count() * page];
+    let mut random = Random::new(4);
+    let mut cache = Cache { first_block, page, keys: Vec::new(), values: Vec::new() };
+    for sequence in &batch.sequences {
+        let tokens = sequence.position as usize + sequence.input.rows();
+        let mut keys = vec![Vec::new(); heads];
+        let mut values = vec![Vec::new(); heads];
+        for token in 0..tokens {
+            let block = (sequence.blocks[token / 16].0 - first_block) as usize * page;
+            for head in 0..heads {
+                let (key, value) = (random.bf16s(dim, 1.5), random.bf16s(dim, 1.0));
+                let key_place = block + (head * 16 + token % 16) * dim;
+                pages[key_place..key_place + dim].copy_from_slice(&key);
+                for (d, v) in value.iter().enumerate() {
+                    pages[block + (heads + head) * 16 * dim + d * 16 + token % 16] = *v;
+                }
+                keys[head].extend(to_f32(&key));
+                values[head].extend(to_f32(&value));
+            }
+        }
+        cache.keys.push(keys);
+        cache.values.push(values);
+    }
+    Ok((cache, lab.memory(&pages)?))
+}
+
+fn reference(lab: &Lab, batch: &StepBatch, queries: &[bf16], cache: &Cache) -> Vec<f32> {
+    let spec = &lab.spec;
+    let (heads, dim) = (spec.num_heads as usize, spec.head_dim as usize);
+    let group = heads / spec.num_kv_heads as usize;
+    let mut out = Vec::with_capacity(queries.len());
+    let mut row = 0;
+    for (index, sequence) in batch.sequences.iter().enumerate() {
+        for offset in 0..sequence.input.rows() {
+            let seen = sequence.position as usize + offset + 1;
+            for head in 0..heads {
+                let query = to_f32(&queries[(row * heads + head) * dim..][..dim]);
+                let keys = &cache.keys[index][head / group][..seen * dim];
+                let values = &cache.values[index][head / group][..seen * dim];
+                out.extend(attend(&query, keys, values));
+            }
+            row += 1;
+        }
+    }
+    out
+}
+
+fn attend(query: &[f32], keys: &[f32], values: &[f32]) -> Vec<f32> {
+    let dim = query.len();
+    let scale = 1.0 / (dim as f32).sqrt();
+    let dot = |key: &[f32]| key.iter().zip(query).map(|(k, q)| k * q).sum::<f32>() * scale;
+    let scores: Vec<f32> = keys.chunks(dim).map(dot).collect();
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> = scores.iter().map(|s| (s - max).exp()).collect();
+    let sum: f32 = weights.iter().sum();
+    let mut out = vec![0.0; dim];
+    for (weight, value) in weights.iter().zip(values.chunks(dim)) {
+        for (out, v) in out.iter_mut().zip(value) {
+            *out += weight / sum * v;
+        }
+    }
+    out
+}

@@ -1,0 +1,184 @@
+//! The kernels that read a product's outputs and add what adapters contribute: rope and KV write,
+//! SiLU, residual.
+
+use super::CheckError;
+use super::lab::{Lab, Random, relative_error, to_f32};
+use super::lora::PlannedStep;
+use crate::backend::cuda::device::DeviceMemory;
+use crate::backend::cuda::error::CudaError;
+use crate::backend::cuda::kernels::{Residual, RopeKv, SiluMul};
+use crate::backend::cuda::layout::{Group, Z_STRIDE};
+use crate::backend::cuda::weights::DeviceWeights;
+use half::bf16;
+
+/// The kernel that reads a group's outputs.
+pub struct Consumer<'a> {
+    lab: &'a Lab,
+    step: &'a PlannedStep<'a>,
+    group: Group,
+    weights: &'a DeviceWeights,
+    /// KV blocks from the first that the step uses.
+    kv: DeviceMemory,
+    first_block: u32,
+}
+
+impl<'a> Consumer<'a> {
+    pub fn new(
+        lab: &'a Lab,
+        step: &'a PlannedStep<'a>,
+        group: Group,
+        weights: &'a DeviceWeights,
+    ) -> Result<Self, CudaError> {
+        let blocks = || step.plan.rows.iter().map(|row| row.block);
+        let first_block = blocks().min().unwrap_or(0);
+        let count = blocks().max().unwrap_or(0) + 1 - first_block;
+        let bytes = u64::from(count) * page(lab) as u64 * 2;
+        let kv = lab.device.allocate("device memory for keys and values", bytes)?;
+        Ok(Self { lab, step, group, weights, kv, first_block })
+    }
+
+    /// Runs the kernel and compares with what these outputs, adapters included, give.
+    pub fn check(&self, adapted: &[f32]) -> Result<(&'static str, f64), CheckError> {
+        match self.group {
+            Group::Qkv => Ok(("rope_kv", self.check_rope(adapted)?)),
+            Group::GateUp => Ok(("silu_mul", self.check_silu(adapted)?)),
+            Group::Output | Group::Down => Ok(("residual", self.check_residual(adapted)?)),
+        }
+    }
+
+    pub fn launch(&self) -> Result<(), CudaError> {
+        let (spec, b, at) = (&self.lab.spec, &self.lab.buffers, self.step.at);
+        let (lab, tiles) = (self.lab, self.step.plan.counts.tiles);
+        match self.group {
+            Group::Qkv => {
+                let heads = spec.num_heads + 2 * spec.num_kv_heads;
+                let rope = RopeKv {
+                    step: at.counts,
+                    rows: at.rows,
+                    tiles: at.tiles,
+                    y: b.y,
+                    z: b.z,
+                    z_stride: Z_STRIDE,
+                    cosines: self.weights.cosines,
+                    sines: self.weights.sines,
+                    queries: b.queries,
+                    kv: self
+                        .kv
+                        .address()
+                        .wrapping_sub(u64::from(self.first_block) * page(lab) as u64 * 2),
+                    heads: spec.num_heads,
+                    kv_heads: spec.num_kv_heads,
+                    layer: 0,
+                    layers: 1,
+                };
+                let blocks = lab.kernels.blocks((tiles * heads).div_ceil(4), 4);
+                // SAFETY: addresses are of the lab's buffers and of the blocks that the step uses.
+                unsafe { lab.kernels.launch(&lab.stream, blocks, &rope) }
+            }
+            Group::GateUp => {
+                let width = spec.intermediate_size;
+                let silu = SiluMul {
+                    step: at.counts,
+                    tiles: at.tiles,
+                    y: b.y,
+                    z: b.z,
+                    z_stride: Z_STRIDE,
+                    out: b.activation,
+                    width,
+                    layer: 0,
+                };
+                let blocks = lab.kernels.blocks((tiles * width / 64).div_ceil(4), 4);
+                // SAFETY: addresses are of the lab's buffers, made for more rows.
+                unsafe { lab.kernels.launch(&lab.stream, blocks, &silu) }
+            }
+            Group::Output | Group::Down => {
+                let width = spec.hidden_size;
+                let residual = Residual {
+                    step: at.counts,
+                    tiles: at.tiles,
+                    y: b.y,
+                    z: b.z,
+                    z_stride: Z_STRIDE,
+                    hidden: b.hidden,
+                    width,
+                    layer: 0,
+                    linear: self.group.linears()[0].index() as u32,
+                };
+                let blocks = lab.kernels.blocks((tiles * width / 64).div_ceil(4), 4);
+                // SAFETY: as above.
+                unsafe { lab.kernels.launch(&lab.stream, blocks, &residual) }
+            }
+        }
+    }
+
+    fn check_residual(&self, adapted: &[f32]) -> Result<f64, CheckError> {
+        let hidden = Random::new(9).floats(adapted.len(), 1.0);
+        self.lab.write(self.lab.buffers.hidden, &hidden)?;
+        self.launch()?;
+        let out: Vec<f32> = self.lab.read(self.lab.buffers.hidden, adapted.len())?;
+        let expected: Vec<f32> = hidden.iter().zip(adapted).map(|(h, y)| h + y).collect();
+        Ok(relative_error(&out, &expected))
+    }
+
+    fn check_silu(&self, adapted: &[f32]) -> Result<f64, CheckError> {
+        let width = self.lab.spec.intermediate_size as usize;
+        self.launch()?;
+        let out: Vec<bf16> = self.lab.read(self.lab.buffers.activation, adapted.len() / 2)?;
+        let mut expected = Vec::with_capacity(out.len());
+        for row in adapted.chunks(2 * width) {
+            let (gate, up) = row.split_at(width);
+            expected.extend(gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u));
+        }
+        Ok(relative_error(&to_f32(&out), &expected))
+    }
+
+    /// Queries, then keys and values as they lie in the blocks.
+    fn check_rope(&self, adapted: &[f32]) -> Result<f64, CheckError> {
+        let spec = &self.lab.spec;
+        let (heads, kv_heads) = (spec.num_heads as usize, spec.num_kv_heads as usize);
+        let dim = spec.head_dim as usize;
+        self.launch()?;
+        let rows = &self.step.plan.rows;
+        let queries: Vec<bf16> =
+            self.lab.read(self.lab.buffers.queries, rows.len() * heads * dim)?;
+        let kv: Vec<bf16> = self.lab.read(self.kv.address(), self.kv.bytes() as usize / 2)?;
+        let (mut out, mut expected) = (to_f32(&queries), Vec::new());
+        let row_width = (heads + 2 * kv_heads) * dim;
+        for (row, adapted) in rows.iter().zip(adapted.chunks(row_width)) {
+            for head in adapted[..heads * dim].chunks(dim) {
+                expected.extend(rotate(head, row.position));
+            }
+        }
+        for (row, adapted) in rows.iter().zip(adapted.chunks(row_width)) {
+            let page = (row.block - self.first_block) as usize * page(self.lab);
+            let token = row.position as usize % 16;
+            let (keys, values) = adapted[heads * dim..].split_at(kv_heads * dim);
+            for (head, (key, value)) in keys.chunks(dim).zip(values.chunks(dim)).enumerate() {
+                let place = page + (head * 16 + token) * dim;
+                out.extend(to_f32(&kv[place..place + dim]));
+                expected.extend(rotate(key, row.position));
+                let place = page + (kv_heads + head) * 16 * dim + token;
+                out.extend((0..dim).map(|d| kv[place + d * 16].to_f32()));
+                expected.extend(value);
+            }
+        }
+        Ok(relative_error(&out, &expected))
+    }
+}
+
+/// Values of a KV block of one layer.
+fn page(lab: &Lab) -> usize {
+    2 * lab.spec.num_kv_heads as usize * 16 * lab.spec.head_dim as usize
+}
+
+fn rotate(head: &[f32], position: u32) -> Vec<f32> {
+    let half = head.len() / 2;
+    let (low, high) = head.split_at(half);
+    let turn = |i: usize| {
+        let frequency = 1.0 / super::lora::ROPE_THETA.powf(i as f32 / half as f32);
+        (position as f32 * frequency).sin_cos()
+    };
+    let first = (0..half).map(|i| low[i] * turn(i).1 - high[i] * turn(i).0);
+    let second = (0..half).map(|i| high[i] * turn(i).1 + low[i] * turn(i).0);
+    first.chain(second).collect()
+}

@@ -1,0 +1,108 @@
+//! Every kernel against a slow f32 computation on the host, and its time against the floor that the
+//! memory sets; then whole random models against the reference. `lorikeet kernels check` runs it.
+
+mod adapter;
+mod attention;
+mod expand;
+mod lab;
+mod lora;
+mod model;
+mod rows;
+mod sample;
+
+pub use adapter::{AdapterShape, random_adapter};
+pub use lab::Random;
+
+use super::{CudaConfig, CudaError};
+use crate::backend::BackendError;
+use lab::Lab;
+use lorikeet_contract::{BaseModelSpec, WeightsDigest};
+use serde::Serialize;
+
+/// One case of a check.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    pub kernel: &'static str,
+    pub case: String,
+    /// `|out - reference| / |reference|`; infinite when anything is not finite.
+    pub error: f64,
+    pub tolerance: f64,
+    pub time: Option<Time>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Time {
+    pub microseconds: f64,
+    /// Bytes that must move, at the bandwidth measured for reading.
+    pub floor_microseconds: f64,
+}
+
+impl Outcome {
+    pub fn passes(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("the reference: {0}")]
+    Reference(String),
+}
+
+/// Checks each kernel by itself. Outcomes are reported as they come.
+pub fn kernels(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
+    for spec in [llama_8b(1), smollm2(1)] {
+        let lab = Lab::open(config, spec)?;
+        rows::check(&lab, report)?;
+        lora::check(&lab, report)?;
+        attention::check(&lab, report)?;
+        sample::check(&lab, report)?;
+    }
+    Ok(())
+}
+
+/// Checks whole forward passes of seeded random models.
+pub fn models(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
+    let small = BaseModelSpec { vocab_size: 2048, ..smollm2(30) };
+    let large = BaseModelSpec { vocab_size: 2048, ..llama_8b(2) };
+    for spec in [small, large] {
+        model::check(config, spec, report)?;
+    }
+    Ok(())
+}
+
+/// Llama-3.1-8B's shapes.
+pub fn llama_8b(num_layers: u32) -> BaseModelSpec {
+    BaseModelSpec {
+        id: "llama-3.1-8b".into(),
+        weights_digest: WeightsDigest([0; 32]),
+        architecture: "llama".into(),
+        hidden_size: 4096,
+        intermediate_size: 14336,
+        num_layers,
+        num_heads: 32,
+        num_kv_heads: 8,
+        head_dim: 128,
+        vocab_size: 128_256,
+        context_length: 4096,
+    }
+}
+
+/// SmolLM2-135M's shapes.
+pub fn smollm2(num_layers: u32) -> BaseModelSpec {
+    BaseModelSpec {
+        id: "smollm2-135m".into(),
+        hidden_size: 576,
+        intermediate_size: 1536,
+        num_layers,
+        num_heads: 9,
+        num_kv_heads: 3,
+        head_dim: 64,
+        vocab_size: 49_152,
+        ..llama_8b(num_layers)
+    }
+}

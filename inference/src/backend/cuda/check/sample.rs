@@ -1,0 +1,96 @@
+//! Draws against the host's sampler, on the same logits.
+
+use super::lab::{Lab, Part, Random, batch, outcome};
+use super::{CheckError, Outcome};
+use crate::backend::SampleRequest;
+use crate::backend::cuda::kernels::Sample;
+use crate::backend::cuda::layout::TOP_LOGPROBS;
+use crate::sampling::{Sampler, SamplingParams, log_probs};
+
+pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
+    let plain = SamplingParams::default();
+    let kinds = [
+        ("greedy", SamplingParams { temperature: 0.0, ..plain.clone() }),
+        ("temperature", SamplingParams { temperature: 0.8, ..plain.clone() }),
+        ("top-k", SamplingParams { top_k: 40, ..plain.clone() }),
+        ("top-p", SamplingParams { top_p: 0.9, ..plain.clone() }),
+        ("min-p", SamplingParams { min_p: 0.1, ..plain.clone() }),
+        ("all", SamplingParams { temperature: 1.3, top_k: 500, top_p: 0.8, min_p: 0.02, seed: 0 }),
+    ];
+    for (name, params) in kinds {
+        run(lab, name, &params, report)?;
+    }
+    Ok(())
+}
+
+/// 64 rows. The error is the share of rows with another token, or the largest distance of a log
+/// probability.
+fn run(
+    lab: &Lab,
+    name: &str,
+    params: &SamplingParams,
+    report: &mut dyn FnMut(Outcome),
+) -> Result<(), CheckError> {
+    const ROWS: usize = 64;
+    let vocabulary = lab.spec.vocab_size as usize;
+    let part = Part { position: 0, rows: 1, adapter: None };
+    let mut batch = batch(&[part; ROWS], lab.spec.vocab_size);
+    let mut random = Random::new(5);
+    for (index, sequence) in (0..).zip(&mut batch.sequences) {
+        let params = SamplingParams { seed: random.next(), ..params.clone() };
+        let logprobs = Some(if index % 2 == 0 { 5 } else { 0 });
+        sequence.sample = Some(SampleRequest { params, output_index: index, logprobs });
+    }
+    // A few coarse values, so that there are ties, on top of what falls off as in a language model.
+    let logits: Vec<f32> = (0..ROWS * vocabulary)
+        .map(|_| {
+            let peak = if random.below(1000) == 0 { random.float(8.0).abs() } else { 0.0 };
+            ((random.float(2.0) + random.float(2.0)) * 64.0).round() / 64.0 + peak
+        })
+        .collect();
+    let (plan, memory) = lab.plan(&batch, &[])?;
+    let b = &lab.buffers;
+    lab.write(b.logits, &logits)?;
+    let arguments = Sample {
+        step: memory.addresses().counts,
+        draws: memory.addresses().draws,
+        logits: b.logits,
+        vocabulary: vocabulary as u32,
+        first: 0,
+        count: ROWS as u32,
+        tokens: b.tokens,
+        logprobs: b.logprobs,
+        top_ids: b.top_ids,
+        top_logprobs: b.top_logprobs,
+    };
+    // SAFETY: addresses are of the lab's buffers, made for more rows.
+    let launch = || unsafe { lab.kernels.launch(&lab.stream, ROWS as u32, &arguments) };
+    launch()?;
+    let tokens: Vec<u32> = lab.read(b.tokens, ROWS)?;
+    let logprobs: Vec<f32> = lab.read(b.logprobs, ROWS)?;
+    let top = TOP_LOGPROBS as usize;
+    let top_ids: Vec<u32> = lab.read(b.top_ids, ROWS * top)?;
+    let top_logprobs: Vec<f32> = lab.read(b.top_logprobs, ROWS * top)?;
+    let mut sampler = Sampler::default();
+    let (mut others, mut distance) = (0, 0f64);
+    // The plan sorts by adapter, and there is none: rows stand in the batch's order.
+    for (row, draw) in plan.draws.iter().enumerate() {
+        let logits = &logits[row * vocabulary..][..vocabulary];
+        let params = SamplingParams { seed: draw.seed, ..params.clone() };
+        let expected = sampler.draw(logits, &params, draw.output_index);
+        others += usize::from(tokens[row] != expected);
+        let (logprob, likeliest) = log_probs(logits, tokens[row], draw.logprobs as u8);
+        distance = distance.max(f64::from((logprob - logprobs[row]).abs()));
+        for (place, (id, logprob)) in likeliest.into_iter().enumerate() {
+            let at = row * top + place;
+            let off =
+                if top_ids[at] == id { (top_logprobs[at] - logprob).abs() } else { f32::INFINITY };
+            distance = distance.max(f64::from(off));
+        }
+    }
+    let time = lab.time((ROWS * vocabulary * 4) as u64, launch)?;
+    let case = format!("{} {name}, {ROWS} rows", lab.spec.id);
+    report(outcome("sample", case.clone(), others as f64 / ROWS as f64, 0.0, Some(time)));
+    report(outcome("sample", format!("{case}, log probabilities"), distance, 1e-4, None));
+    Ok(())
+}

@@ -1,0 +1,380 @@
+//! The CUDA backend: cublasLt for the products with the base weights, kernels of our own for
+//! everything else, compiled when the node starts. Nothing CUDA is needed to build, or to run
+//! without a GPU.
+//!
+//! ```text
+//! submit -> plan (tiles, attention items) -> workspace (copy) -> forward (launches) -> event
+//! collect -> wait for the event -> output
+//! begin_upload -> arena (extent) -> adapters (upload thread: copy, convert, DoRA) -> poll_uploads
+//! ```
+//! All steps run in order on one stream, adapters are copied on another. Two steps may be under
+//! way: the input token of a row may still be on the device.
+
+mod adapters;
+mod arena;
+pub mod check;
+mod device;
+mod error;
+mod forward;
+mod gemm;
+mod graph;
+mod kernels;
+mod layout;
+mod nvrtc;
+mod output;
+mod plan;
+mod probe;
+#[cfg(test)]
+mod tests;
+mod weights;
+mod workspace;
+
+pub use error::CudaError;
+pub use probe::{DeviceInfo, cache_folder, probe};
+
+use super::batch::SequenceId;
+use super::{
+    AdapterSlot, Backend, BackendError, Capacity, HostAdapter, HostAllocator, StepBatch,
+    StepOutput, StepTicket, UploadDone,
+};
+use crate::model::{ModelConfig, ModelWeights};
+use adapters::Adapters;
+use arena::Move;
+use device::{Device, DeviceMemory, DevicePointer, Event, PinnedAllocator, Stream};
+use forward::{Forward, head_shape};
+use gemm::{Gemm, Shape, row_buckets};
+use kernels::Kernels;
+use layout::{BLOCK_TOKENS, ExtentLayout, Group};
+use lorikeet_contract::adapter::ArtifactHeader;
+use output::{DrawMemory, Pending};
+use plan::{Limits, StepPlan};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+use weights::DeviceWeights;
+use workspace::{Buffers, LOGIT_ROWS, PlanMemory};
+
+/// Steps that may be submitted and not yet collected.
+const DEPTH: usize = 2;
+/// Device memory left to the driver and to libraries.
+const RESERVE: u64 = 1 << 30;
+/// Extents are moved through memory of this size.
+const MOVE_BYTES: u64 = 32 << 20;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CudaConfig {
+    pub ordinal: u32,
+    /// Tokens whose keys and values are kept; None: what the device has room for.
+    pub kv_tokens: Option<u64>,
+    /// Bytes of adapters.
+    pub adapter_bytes: u64,
+    pub max_slots: u32,
+    /// Rows of the largest step.
+    pub max_rows: u32,
+    /// Where compiled kernels and picked products are kept. None: nowhere.
+    pub cache: Option<PathBuf>,
+}
+
+impl Default for CudaConfig {
+    fn default() -> Self {
+        Self {
+            ordinal: 0,
+            kv_tokens: None,
+            adapter_bytes: 8 << 30,
+            max_slots: 1024,
+            max_rows: 2048,
+            cache: cache_folder().map(|dir| dir.join("cuda")),
+        }
+    }
+}
+
+/// Weights, activations, keys and values in bf16; the residual stream, sums and logits in f32.
+pub struct CudaBackend {
+    // Dropped first: its thread uses what follows.
+    adapters: Adapters,
+    device: Arc<Device>,
+    stream: Stream,
+    kernels: Arc<Kernels>,
+    weights: Arc<DeviceWeights>,
+    gemm: Gemm,
+    buffers: Buffers,
+    plan_memory: PlanMemory,
+    plan: StepPlan,
+    limits: Limits,
+    capacity: Capacity,
+    buckets: Vec<u32>,
+    head_buckets: Vec<u32>,
+    arena: DeviceMemory,
+    moving: DeviceMemory,
+    pending: VecDeque<Pending>,
+    /// For the steps that may yet be submitted.
+    draw_memory: Vec<DrawMemory>,
+    submitted: usize,
+    /// Who was sampled for by the last step submitted, in the order of its draws.
+    previous: Vec<Option<SequenceId>>,
+}
+
+impl CudaBackend {
+    /// Copies the weights to the device; they are not needed afterwards.
+    pub fn new(weights: &ModelWeights, config: CudaConfig) -> Result<Self, BackendError> {
+        let spec = &weights.config.spec;
+        let (device, stream, kernels) = open(&config, spec.head_dim)?;
+        let weights = DeviceWeights::load(&device, &stream, weights)?;
+        Self::with_weights(device, stream, kernels, weights, config)
+    }
+
+    /// Seeded random weights of the model's shapes, for measuring without its files.
+    pub fn dummy(model: &ModelConfig, seed: u64, config: CudaConfig) -> Result<Self, BackendError> {
+        let (device, stream, kernels) = open(&config, model.spec.head_dim)?;
+        let weights = DeviceWeights::dummy(&device, &stream, &kernels, model, seed)?;
+        Self::with_weights(device, stream, kernels, weights, config)
+    }
+
+    fn with_weights(
+        device: Arc<Device>,
+        stream: Stream,
+        kernels: Kernels,
+        weights: DeviceWeights,
+        config: CudaConfig,
+    ) -> Result<Self, BackendError> {
+        let spec = weights.config.spec.clone();
+        let max_rows = config.max_rows.max(1);
+        let buffers = Buffers::new(&device, &spec, max_rows)?;
+        let gemm = Gemm::new(&device, config.cache)?;
+        let moving = device.allocate("device memory for moving adapters", MOVE_BYTES)?;
+        let page = kv_page_bytes(&spec);
+        let (free, _) = device.memory()?;
+        let room = free.saturating_sub(RESERVE + config.adapter_bytes) / page;
+        let wanted = config.kv_tokens.map(|t| t.div_ceil(BLOCK_TOKENS.into())).unwrap_or(room);
+        if wanted == 0 || wanted > room {
+            let bytes = wanted.max(1) * page + config.adapter_bytes;
+            let what = "device memory for keys, values and adapters";
+            return Err(BackendError::OutOfMemory { what, bytes });
+        }
+        let num_blocks = wanted.min(u64::from(u32::MAX)) as u32;
+        let kv_bytes = u64::from(num_blocks) * page;
+        let what = "device memory for keys, values and adapters";
+        let arena = device.allocate(what, kv_bytes + config.adapter_bytes)?;
+        let (kernels, weights) = (Arc::new(kernels), Arc::new(weights));
+        let limits =
+            Limits { spec, max_rows, num_blocks, multiprocessors: kernels.multiprocessors() };
+        let adapters = Adapters::new(
+            &device,
+            kernels.clone(),
+            weights.clone(),
+            arena.address() + kv_bytes,
+            config.adapter_bytes,
+            config.max_slots,
+        )?;
+        let draw_memory = (0..DEPTH).map(|_| DrawMemory::new(&device, max_rows));
+        let draw_memory = draw_memory.collect::<Result<_, _>>()?;
+        let mut backend = Self {
+            adapters,
+            plan_memory: PlanMemory::new(&device, max_rows, num_blocks, DEPTH)?,
+            plan: StepPlan::default(),
+            capacity: Capacity {
+                num_blocks,
+                block_size: BLOCK_TOKENS,
+                adapter_bytes: config.adapter_bytes,
+                max_slots: config.max_slots,
+                max_rows,
+                pipeline_depth: DEPTH as u32,
+            },
+            buckets: row_buckets(max_rows),
+            head_buckets: row_buckets(LOGIT_ROWS.min(max_rows)),
+            limits,
+            device,
+            stream,
+            kernels,
+            weights,
+            gemm,
+            buffers,
+            arena,
+            moving,
+            pending: VecDeque::new(),
+            draw_memory,
+            submitted: 0,
+            previous: Vec::new(),
+        };
+        backend.plan_products()?;
+        Ok(backend)
+    }
+
+    /// Picks an algorithm for every product that a step may run.
+    fn plan_products(&mut self) -> Result<(), CudaError> {
+        let b = &self.buffers;
+        for &rows in &self.buckets {
+            for group in Group::ALL {
+                let (outputs, inputs) = group.shape(&self.limits.spec);
+                let shape = Shape { outputs, inputs, rows, wide: false };
+                let weights: Vec<DevicePointer> =
+                    self.weights.layers.iter().map(|layer| layer.group(group)).collect();
+                let x = match group {
+                    Group::Qkv | Group::GateUp => b.x,
+                    Group::Output => b.context,
+                    Group::Down => b.activation,
+                };
+                self.gemm.plan(&self.stream, shape, &weights, x, b.y)?;
+            }
+        }
+        for &rows in &self.head_buckets {
+            let shape = head_shape(&self.weights, rows);
+            let head = [self.weights.lm_head];
+            self.gemm.plan(&self.stream, shape, &head, b.gathered, b.logits)?;
+        }
+        self.gemm.keep_picks();
+        Ok(())
+    }
+
+    fn run(&mut self, index: usize) -> Result<(), CudaError> {
+        let rows = self.plan.counts.rows;
+        let forward = Forward {
+            kernels: &self.kernels,
+            gemm: &self.gemm,
+            weights: &self.weights,
+            buffers: &self.buffers,
+            plan: self.plan_memory.addresses(),
+            counts: &self.plan.counts,
+            bucket: bucket(&self.buckets, rows),
+            kv: self.arena.address(),
+            stream: &self.stream,
+        };
+        forward.run()?;
+        let pending = &mut self.pending[index];
+        for first in (0..self.plan.counts.logit_rows).step_by(LOGIT_ROWS as usize) {
+            let count = (self.plan.counts.logit_rows - first).min(LOGIT_ROWS);
+            forward.output(first, bucket(&self.head_buckets, count))?;
+            pending.copy_logits(&self.stream, &self.buffers, first, count)?;
+        }
+        pending.copy_draws(&self.stream, &self.buffers)?;
+        pending.record(&self.stream)
+    }
+}
+
+/// Device, stream and kernels for models of a head size.
+fn open(config: &CudaConfig, head_dim: u32) -> Result<(Arc<Device>, Stream, Kernels), CudaError> {
+    let device = Device::open(config.ordinal)?;
+    let stream = device.stream()?;
+    let kernels = Kernels::load(&device, head_dim, config.cache.clone())?;
+    Ok((device, stream, kernels))
+}
+
+/// The smallest bucket that holds the rows; the last one holds the largest step.
+fn bucket(buckets: &[u32], rows: u32) -> u32 {
+    buckets.iter().copied().find(|&bucket| bucket >= rows).unwrap_or(rows)
+}
+
+/// Bytes of a block's keys and values, all layers.
+fn kv_page_bytes(spec: &lorikeet_contract::BaseModelSpec) -> u64 {
+    let heads = u64::from(spec.num_layers) * 2 * u64::from(spec.num_kv_heads);
+    heads * u64::from(BLOCK_TOKENS) * u64::from(spec.head_dim) * 2
+}
+
+/// Moves extents after all submitted steps; the event follows the last move.
+fn relocate(
+    device: &Arc<Device>,
+    stream: &Stream,
+    through: &DeviceMemory,
+    first: DevicePointer,
+    moves: &[Move],
+) -> Result<Event, CudaError> {
+    for &Move { from, to, bytes } in moves {
+        for start in (0..bytes).step_by(through.bytes() as usize) {
+            let part = through.bytes().min(bytes - start);
+            // SAFETY: both ranges lie in the arena, and the steps that read them come before or
+            // after on this stream. Source and destination may overlap, hence the detour.
+            unsafe { stream.copy(through.address(), first + from + start, part) }?;
+            // SAFETY: as above.
+            unsafe { stream.copy(first + to + start, through.address(), part) }?;
+        }
+    }
+    let event = device.event(false)?;
+    stream.record(&event)?;
+    Ok(event)
+}
+
+impl Backend for CudaBackend {
+    fn name(&self) -> &'static str {
+        "cuda"
+    }
+
+    fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    fn host_allocator(&self) -> Arc<dyn HostAllocator> {
+        Arc::new(PinnedAllocator(self.device.clone()))
+    }
+
+    fn adapter_bytes(&self, header: &ArtifactHeader) -> u64 {
+        // One that does not fit the model is refused when it is uploaded.
+        ExtentLayout::new(header, &self.limits.spec).map_or(0, |layout| layout.bytes)
+    }
+
+    fn begin_upload(
+        &mut self,
+        slot: AdapterSlot,
+        adapter: Arc<HostAdapter>,
+    ) -> Result<(), BackendError> {
+        let layout = ExtentLayout::new(&adapter.header, &self.limits.spec)?;
+        let (device, stream, moving) = (&self.device, &self.stream, &self.moving);
+        self.adapters.begin_upload(slot, adapter, layout, |first, moves| {
+            device.bind()?;
+            relocate(device, stream, moving, first, moves)
+        })
+    }
+
+    fn poll_uploads(&mut self, done: &mut Vec<UploadDone>) {
+        self.adapters.poll(done);
+    }
+
+    fn evict(&mut self, slot: AdapterSlot) {
+        self.adapters.evict(slot);
+    }
+
+    fn submit(&mut self, batch: &StepBatch) -> Result<StepTicket, BackendError> {
+        self.device.bind()?;
+        let adapters = &self.adapters;
+        let extent = |slot| adapters.address(slot);
+        self.plan.build(batch, &self.limits, &self.previous, extent)?;
+        self.plan_memory.reserve(&self.stream, &self.plan, self.limits.max_rows)?;
+        let Some(memory) = self.draw_memory.pop() else {
+            return Err(BackendError::Device(format!("{DEPTH} steps are under way already")));
+        };
+        let vocabulary = self.limits.spec.vocab_size;
+        let pending = Pending::new(&self.device, batch, &self.plan, vocabulary, memory)?;
+        self.plan_memory.upload(&self.stream, &self.plan, self.submitted % DEPTH)?;
+        self.submitted += 1;
+        self.previous.clear();
+        self.previous.extend(
+            self.plan
+                .logits
+                .iter()
+                .map(|logit| logit.sample.then(|| batch.sequences[logit.sequence].sequence)),
+        );
+        self.pending.push_back(pending);
+        self.run(self.pending.len() - 1)?;
+        Ok(StepTicket(batch.step))
+    }
+
+    fn collect(&mut self, ticket: StepTicket) -> Result<StepOutput, BackendError> {
+        self.device.bind()?;
+        match self.pending.pop_front() {
+            Some(pending) if pending.step() == ticket.0 => {
+                let (output, memory) = pending.collect()?;
+                self.draw_memory.push(memory);
+                Ok(output)
+            }
+            _ => Err(BackendError::Device(format!("step {} was not submitted", ticket.0))),
+        }
+    }
+}
+
+impl Drop for CudaBackend {
+    fn drop(&mut self) {
+        // Steps under way write into memory that is about to be freed.
+        if self.device.bind().is_ok() {
+            let _ = self.stream.synchronize();
+        }
+    }
+}

@@ -1,0 +1,63 @@
+use crate::backend::cuda::kernels::{PRELUDE, sources};
+use crate::backend::cuda::layout::{
+    AdapterGroup, AdapterLayer, AdapterModule, AttentionItem, BLOCK_TOKENS, CombineItem, Draw, Row,
+    StepCounts, TILE_ROWS, TOP_LOGPROBS, Tile,
+};
+use crate::backend::cuda::nvrtc::{Compiler, Source};
+
+/// Hopper's; compiling needs no GPU.
+fn compiler() -> Compiler {
+    Compiler::new(90, None).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn every_kernel_compiles_for_hopper_and_both_head_sizes() {
+    for head_dim in [64, 128] {
+        let sources = sources(head_dim);
+        let cubins = compiler().compile_all(&sources).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(cubins.len(), sources.len());
+        assert!(cubins.iter().all(|cubin| cubin.starts_with(b"\x7fELF")));
+    }
+}
+
+#[test]
+fn host_and_kernels_agree_on_what_lies_in_device_memory() {
+    let file = |name: &str| {
+        let all = sources(64);
+        all.into_iter().find(|s| s.file == name).map(|s| s.source).expect("such a file")
+    };
+    let check = |source: String, asserts: &[(&str, usize)]| {
+        let asserts: String = asserts
+            .iter()
+            .map(|(what, value)| format!("static_assert({what} == {value}, \"{what}\");\n"))
+            .collect();
+        let source = source + &asserts;
+        let defines = vec!["HEAD_DIM=64".into()];
+        let compiled = compiler().compile(&Source { file: "sizes.cu", source, defines });
+        compiled.unwrap_or_else(|error| panic!("{error}"));
+    };
+    check(
+        PRELUDE.into(),
+        &[
+            ("sizeof(Row)", size_of::<Row>()),
+            ("sizeof(Tile)", size_of::<Tile>()),
+            ("sizeof(Step)", size_of::<StepCounts>()),
+            ("sizeof(AdapterGroup)", size_of::<AdapterGroup>()),
+            ("sizeof(AdapterModule)", size_of::<AdapterModule>()),
+            ("sizeof(AdapterLayer)", size_of::<AdapterLayer>()),
+            ("TILE_ROWS", TILE_ROWS as usize),
+            ("BLOCK_TOKENS", BLOCK_TOKENS as usize),
+        ],
+    );
+    check(
+        file("attention.cu"),
+        &[
+            ("sizeof(AttentionItem)", size_of::<AttentionItem>()),
+            ("sizeof(CombineItem)", size_of::<CombineItem>()),
+        ],
+    );
+    check(
+        file("sample.cu"),
+        &[("sizeof(Draw)", size_of::<Draw>()), ("TOP_LOGPROBS", TOP_LOGPROBS as usize)],
+    );
+}

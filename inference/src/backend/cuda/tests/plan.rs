@@ -1,0 +1,118 @@
+use crate::backend::batch::SequenceId;
+use crate::backend::cuda::check::smollm2;
+use crate::backend::cuda::layout::{NOT_SPLIT, TILE_ROWS};
+use crate::backend::cuda::plan::{Limits, MAX_PARTIALS, StepPlan, max_partial_rows};
+use crate::backend::{AdapterSlot, Input, LogitsWanted, SequenceStep, StepBatch};
+use crate::kv::BlockId;
+use proptest::prelude::*;
+
+fn limits() -> Limits {
+    Limits { spec: smollm2(2), max_rows: 4096, num_blocks: 1 << 20, multiprocessors: 132 }
+}
+
+/// Position, rows, and whose adapter.
+fn parts() -> impl Strategy<Value = Vec<(u32, u32, Option<u32>)>> {
+    let rows = prop_oneof![3 => Just(1u32), 1 => 1u32..200];
+    let part = (0u32..3000, rows, prop::option::of(0u32..6));
+    prop::collection::vec(part, 1..20)
+}
+
+fn batch(parts: &[(u32, u32, Option<u32>)]) -> StepBatch {
+    let sequence = |(index, &(position, rows, adapter)): (u64, &(u32, u32, Option<u32>))| {
+        SequenceStep {
+            sequence: SequenceId(index),
+            input: Input::Tokens(vec![index as u32; rows as usize]),
+            position,
+            blocks: (0..(position + rows).div_ceil(16)).map(BlockId).collect(),
+            adapter: adapter.map(|index| AdapterSlot { index, generation: 1 }),
+            sample: None,
+            logits: LogitsWanted::Last,
+        }
+    };
+    StepBatch { step: 1, sequences: (0..).zip(parts).map(sequence).collect() }
+}
+
+fn build(batch: &StepBatch) -> StepPlan {
+    let mut plan = StepPlan::default();
+    let extent = |slot: AdapterSlot| Ok(4096 + u64::from(slot.index) * 256);
+    plan.build(batch, &limits(), &[], extent).expect("a good batch");
+    plan
+}
+
+proptest! {
+    #[test]
+    fn every_row_is_in_one_tile_of_its_adapter(parts in parts()) {
+        let batch = batch(&parts);
+        let plan = build(&batch);
+        let mut row = 0;
+        for tile in &plan.tiles {
+            prop_assert_eq!(tile.first_row, row);
+            prop_assert!((1..=TILE_ROWS).contains(&tile.rows));
+            for row in tile.first_row..tile.first_row + tile.rows {
+                // Tokens name their sequence.
+                let sequence = &batch.sequences[plan.rows[row as usize].token as usize];
+                let adapter = sequence.adapter.map_or(0, |slot| 4096 + u64::from(slot.index) * 256);
+                prop_assert_eq!(tile.adapter, adapter);
+            }
+            row += tile.rows;
+        }
+        prop_assert_eq!(row as usize, plan.rows.len());
+        let counts = plan.counts;
+        let first = counts.first_adapted_tile as usize;
+        prop_assert!(plan.tiles[..first].iter().all(|t| t.adapter == 0));
+        prop_assert!(plan.tiles[first..].iter().all(|t| t.adapter != 0));
+        for slices in counts.slices {
+            prop_assert!(slices * counts.adapted_rows <= max_partial_rows(4096, 132));
+        }
+    }
+
+    #[test]
+    fn attention_covers_each_row_and_all_that_it_sees_once(parts in parts()) {
+        let plan = build(&batch(&parts));
+        let mut seen = vec![0u32; plan.rows.len()];
+        let mut partials = 0;
+        for item in &plan.attention {
+            prop_assert_eq!(item.kv_start % 32, 0);
+            prop_assert!(item.rows * 3 <= if item.shared == 1 { 16 } else { 64 });
+            for offset in 0..item.rows {
+                let row = (item.first_row + offset) as usize;
+                prop_assert_eq!(plan.rows[row].position, item.position + offset);
+                seen[row] += item.kv_end.min(item.position + offset + 1) - item.kv_start;
+            }
+            if item.partial != NOT_SPLIT {
+                prop_assert_eq!(item.partial, partials);
+                prop_assert_eq!(item.rows, 1);
+                partials += 1;
+            }
+        }
+        let combined: u32 = plan.combine.iter().map(|c| c.partials).sum();
+        prop_assert_eq!(partials, combined);
+        prop_assert!(partials <= MAX_PARTIALS);
+        for (row, seen) in plan.rows.iter().zip(seen) {
+            prop_assert_eq!(seen, row.position + 1);
+        }
+    }
+}
+
+#[test]
+fn parts_of_contexts_grow_when_there_would_be_too_many() {
+    let spec = crate::backend::cuda::check::llama_8b(2);
+    let limits = Limits { spec, ..limits() };
+    let batch = batch(&[(4000, 1, None); 1000]);
+    let mut plan = StepPlan::default();
+    plan.build(&batch, &limits, &[], |_| Ok(0)).expect("a good batch");
+    assert!(plan.combine.iter().map(|c| c.partials).sum::<u32>() <= MAX_PARTIALS);
+}
+
+#[test]
+fn a_previous_sample_is_read_where_the_last_step_left_it() {
+    let mut batch = batch(&[(5, 1, None), (9, 1, None)]);
+    for sequence in &mut batch.sequences {
+        sequence.input = Input::PreviousSample;
+    }
+    let mut plan = StepPlan::default();
+    let previous = [None, Some(SequenceId(1)), Some(SequenceId(0))];
+    plan.build(&batch, &limits(), &previous, |_| Ok(0)).expect("both were sampled");
+    assert_eq!(plan.rows.iter().map(|r| r.token).collect::<Vec<_>>(), [-3, -2]);
+    assert!(plan.build(&batch, &limits(), &[None], |_| Ok(0)).is_err());
+}

@@ -1,0 +1,270 @@
+//! Device memory of a step, allocated once for the largest one: activations, and the plan.
+
+use super::device::{Device, DeviceMemory, DevicePointer, PinnedMemory, Stream};
+use super::error::CudaError;
+use super::layout::{
+    AttentionItem, CombineItem, Draw, Row, StepCounts, TOP_LOGPROBS, Tile, Z_STRIDE,
+};
+use super::plan::{MAX_PARTIALS, StepPlan, max_partial_rows};
+use crate::backend::HostBuffer;
+use crate::backend::cuda::layout::Group;
+use lorikeet_contract::BaseModelSpec;
+use std::sync::Arc;
+
+/// Rows that go through the output layer together: bounds the memory for logits.
+pub const LOGIT_ROWS: u32 = 256;
+
+/// Activations.
+pub struct Buffers {
+    /// f32, the residual stream.
+    pub hidden: DevicePointer,
+    /// Normalised rows, input of q,k,v and gate,up.
+    pub x: DevicePointer,
+    /// Output of a group's product.
+    pub y: DevicePointer,
+    /// `A x` of each row's adapter.
+    pub z: DevicePointer,
+    /// f32 parts of `z`, and how many of a tile's are there.
+    pub partials: DevicePointer,
+    pub finished: DevicePointer,
+    pub queries: DevicePointer,
+    pub context: DevicePointer,
+    pub activation: DevicePointer,
+    /// f32 results of parts of contexts, with their maxima and sums.
+    pub partial_out: DevicePointer,
+    pub partial_sums: DevicePointer,
+    /// Rows whose logits are wanted, and the logits of [`LOGIT_ROWS`] of them.
+    pub gathered: DevicePointer,
+    pub logits: DevicePointer,
+    /// What was drawn, one for each row of logits.
+    pub tokens: DevicePointer,
+    pub logprobs: DevicePointer,
+    pub top_ids: DevicePointer,
+    pub top_logprobs: DevicePointer,
+    _memory: DeviceMemory,
+}
+
+impl Buffers {
+    pub fn new(
+        device: &Arc<Device>,
+        spec: &BaseModelSpec,
+        max_rows: u32,
+    ) -> Result<Self, CudaError> {
+        let rows = u64::from(max_rows);
+        let hidden = u64::from(spec.hidden_size);
+        let queries = u64::from(spec.num_heads * spec.head_dim);
+        let widest = Group::ALL.iter().map(|g| u64::from(g.shape(spec).0)).max().unwrap_or(0);
+        let partial_rows = u64::from(max_partial_rows(max_rows, device.info.multiprocessors));
+        let z = u64::from(Z_STRIDE);
+        let parts = u64::from(MAX_PARTIALS.max(max_rows)) * u64::from(spec.num_heads);
+        let logit_rows = u64::from(LOGIT_ROWS.min(max_rows));
+        let top = rows * u64::from(TOP_LOGPROBS) * 4;
+        let sizes = [
+            rows * hidden * 4,
+            rows * hidden * 2,
+            rows * widest * 2,
+            rows * z * 2,
+            partial_rows * z * 4,
+            rows * 4,
+            rows * queries * 2,
+            rows * queries * 2,
+            rows * u64::from(spec.intermediate_size) * 2,
+            parts * u64::from(spec.head_dim) * 4,
+            parts * 8,
+            logit_rows * hidden * 2,
+            logit_rows * u64::from(spec.vocab_size) * 4,
+            rows * 4,
+            rows * 4,
+            top,
+            top,
+        ];
+        let total = sizes.iter().map(|s| s.next_multiple_of(256)).sum();
+        let memory = device.allocate("device memory for activations", total)?;
+        let mut next = memory.address();
+        let addresses = sizes.map(|size| {
+            let address = next;
+            next += size.next_multiple_of(256);
+            address
+        });
+        let [hidden, x, y, z, partials, finished, queries, context, activation, ..] = addresses;
+        let [
+            ..,
+            partial_out,
+            partial_sums,
+            gathered,
+            logits,
+            tokens,
+            logprobs,
+            top_ids,
+            top_logprobs,
+        ] = addresses;
+        Ok(Self {
+            hidden,
+            x,
+            y,
+            z,
+            partials,
+            finished,
+            queries,
+            context,
+            activation,
+            partial_out,
+            partial_sums,
+            gathered,
+            logits,
+            tokens,
+            logprobs,
+            top_ids,
+            top_logprobs,
+            _memory: memory,
+        })
+    }
+}
+
+/// A plan's place on the device, with pinned memory that it is copied from.
+pub struct PlanMemory {
+    device: Arc<Device>,
+    sections: Sections,
+    memory: DeviceMemory,
+    /// One for each step that may be under way, so that a plan is not overwritten while it is copied.
+    staging: Vec<PinnedMemory>,
+}
+
+/// Offsets in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Sections {
+    rows: u64,
+    tiles: u64,
+    attention: u64,
+    combine: u64,
+    logit_rows: u64,
+    draws: u64,
+    blocks: u64,
+    end: u64,
+}
+
+impl Sections {
+    fn new(max_rows: u32, block_entries: u64) -> Self {
+        let rows = u64::from(max_rows);
+        let mut next = size_of::<StepCounts>() as u64;
+        let mut section = |count: u64, size: usize| {
+            let start = next.next_multiple_of(64);
+            next = start + count * size as u64;
+            start
+        };
+        Self {
+            rows: section(rows, size_of::<Row>()),
+            tiles: section(rows, size_of::<Tile>()),
+            attention: section(rows + u64::from(MAX_PARTIALS), size_of::<AttentionItem>()),
+            combine: section(rows, size_of::<CombineItem>()),
+            logit_rows: section(rows, 4),
+            draws: section(rows, size_of::<Draw>()),
+            blocks: section(block_entries, 4),
+            end: section(0, 1),
+        }
+    }
+
+    fn block_entries(&self) -> u64 {
+        (self.end - self.blocks) / 4
+    }
+}
+
+/// A plan's addresses on the device.
+#[derive(Debug, Clone, Copy)]
+pub struct PlanAddresses {
+    pub counts: DevicePointer,
+    pub rows: DevicePointer,
+    pub tiles: DevicePointer,
+    pub attention: DevicePointer,
+    pub combine: DevicePointer,
+    pub logit_rows: DevicePointer,
+    pub draws: DevicePointer,
+    pub blocks: DevicePointer,
+}
+
+impl PlanMemory {
+    pub fn new(
+        device: &Arc<Device>,
+        max_rows: u32,
+        num_blocks: u32,
+        depth: usize,
+    ) -> Result<Self, CudaError> {
+        // Sequences may share blocks, so that there may be more entries than blocks: then it grows.
+        let sections = Sections::new(max_rows, u64::from(num_blocks) + u64::from(max_rows));
+        Self::with_sections(device, sections, depth)
+    }
+
+    fn with_sections(
+        device: &Arc<Device>,
+        sections: Sections,
+        depth: usize,
+    ) -> Result<Self, CudaError> {
+        let pinned = |_| device.pinned(sections.end as usize);
+        Ok(Self {
+            device: device.clone(),
+            sections,
+            memory: device.allocate("device memory for a step's plan", sections.end)?,
+            staging: (0..depth).map(pinned).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Makes room for a plan's block table. Rare: waits for the device.
+    pub fn reserve(
+        &mut self,
+        stream: &Stream,
+        plan: &StepPlan,
+        max_rows: u32,
+    ) -> Result<(), CudaError> {
+        let needed = plan.blocks.len() as u64;
+        if needed <= self.sections.block_entries() {
+            return Ok(());
+        }
+        stream.synchronize()?;
+        let sections = Sections::new(max_rows, needed * 2);
+        *self = Self::with_sections(&self.device, sections, self.staging.len())?;
+        Ok(())
+    }
+
+    pub fn addresses(&self) -> PlanAddresses {
+        let first = self.memory.address();
+        PlanAddresses {
+            counts: first,
+            rows: first + self.sections.rows,
+            tiles: first + self.sections.tiles,
+            attention: first + self.sections.attention,
+            combine: first + self.sections.combine,
+            logit_rows: first + self.sections.logit_rows,
+            draws: first + self.sections.draws,
+            blocks: first + self.sections.blocks,
+        }
+    }
+
+    /// Copies a plan that fits, through the staging memory `index`, which no copy under way reads.
+    pub fn upload(
+        &mut self,
+        stream: &Stream,
+        plan: &StepPlan,
+        index: usize,
+    ) -> Result<(), CudaError> {
+        let sections = self.sections;
+        let parts: [(u64, &[u8]); 8] = [
+            (0, bytemuck::bytes_of(&plan.counts)),
+            (sections.rows, bytemuck::cast_slice(&plan.rows)),
+            (sections.tiles, bytemuck::cast_slice(&plan.tiles)),
+            (sections.attention, bytemuck::cast_slice(&plan.attention)),
+            (sections.combine, bytemuck::cast_slice(&plan.combine)),
+            (sections.logit_rows, bytemuck::cast_slice(&plan.logit_rows)),
+            (sections.draws, bytemuck::cast_slice(&plan.draws)),
+            (sections.blocks, bytemuck::cast_slice(&plan.blocks)),
+        ];
+        let staging = self.staging[index].as_mut_slice();
+        for (offset, bytes) in parts {
+            let place = &mut staging[offset as usize..][..bytes.len()];
+            place.copy_from_slice(bytes);
+            // SAFETY: the section holds the bytes, and the staging memory is left alone until the
+            // step that reads the plan has been collected.
+            unsafe { stream.upload(self.memory.address() + offset, place) }?;
+        }
+        Ok(())
+    }
+}

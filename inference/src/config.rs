@@ -2,6 +2,7 @@
 
 use crate::adapters::{ResidencyConfig, S3Config};
 use crate::backend::cpu::CpuConfig;
+use crate::backend::cuda::CudaConfig;
 use crate::backend::sim::SimConfig;
 use crate::scheduler::SchedulerConfig;
 use crate::usage::LogConfig;
@@ -47,7 +48,13 @@ pub struct Config {
 /// What executes the model.
 #[derive(Clone)]
 pub enum Device {
+    /// The GPU if there is one that can be used, else the CPU.
+    Auto {
+        cpu: CpuConfig,
+        cuda: CudaConfig,
+    },
     Cpu(CpuConfig),
+    Cuda(CudaConfig),
     /// No model is computed: tokens are made up, at a GPU's pace.
     Sim(SimConfig),
 }
@@ -209,16 +216,26 @@ where
     let kv_tokens = vars.positive("LORIKEET_KV_TOKENS")?;
     let adapter_bytes = vars.positive("LORIKEET_ADAPTER_DEVICE_BYTES")?;
     let rows = scheduler.max_num_batched_tokens;
-    match vars.or::<String>(name, "auto")?.as_str() {
-        "auto" | "cpu" => {
-            let default = CpuConfig::default();
-            Ok(Device::Cpu(CpuConfig {
-                kv_tokens: kv_tokens.map_or(default.kv_tokens, |n| n as usize),
-                adapter_bytes: adapter_bytes.unwrap_or(default.adapter_bytes),
-                max_rows: rows,
-                ..default
-            }))
-        }
+    let default = CpuConfig::default();
+    let cpu = CpuConfig {
+        kv_tokens: kv_tokens.map_or(default.kv_tokens, |n| n as usize),
+        adapter_bytes: adapter_bytes.unwrap_or(default.adapter_bytes),
+        max_rows: rows,
+        ..default
+    };
+    let default = CudaConfig::default();
+    let cuda = |ordinal| CudaConfig {
+        ordinal,
+        kv_tokens,
+        adapter_bytes: adapter_bytes.unwrap_or(default.adapter_bytes),
+        max_rows: u32::try_from(rows).unwrap_or(u32::MAX),
+        ..default.clone()
+    };
+    let wanted = vars.or::<String>(name, "auto")?;
+    match wanted.as_str() {
+        "auto" => Ok(Device::Auto { cpu, cuda: cuda(0) }),
+        "cpu" => Ok(Device::Cpu(cpu)),
+        "cuda" => Ok(Device::Cuda(cuda(0))),
         "sim" => {
             let mut sim = SimConfig::default();
             let block_size = u64::from(sim.capacity.block_size);
@@ -229,11 +246,14 @@ where
             sim.capacity.adapter_bytes = adapter_bytes.unwrap_or(sim.capacity.adapter_bytes);
             Ok(Device::Sim(sim))
         }
-        other => Err(ConfigError::Invalid {
-            name,
-            value: other.into(),
-            reason: "auto, cpu or sim is wanted".into(),
-        }),
+        other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {
+            Some(ordinal) => Ok(Device::Cuda(cuda(ordinal))),
+            None => Err(ConfigError::Invalid {
+                name,
+                value: other.into(),
+                reason: "auto, cpu, cuda, cuda:N or sim is wanted".into(),
+            }),
+        },
     }
 }
 
@@ -307,7 +327,7 @@ mod tests {
         assert_eq!(config.public_api_url, "http://127.0.0.1:7710/v1");
         assert_eq!(config.control_plane, "http://127.0.0.1:7730");
         assert_eq!((config.model_name, config.dashboard_origin), (None, None));
-        assert!(matches!(config.device, Device::Cpu(_)));
+        assert!(matches!(config.device, Device::Auto { .. }));
     }
 
     #[test]
@@ -359,8 +379,11 @@ mod tests {
             ("LORIKEET_ADAPTER_DEVICE_BYTES", "5000"),
             ("LORIKEET_MAX_NUM_BATCHED_TOKENS", "64"),
         ];
-        let Device::Cpu(cpu) = config(&sizes).unwrap().device else { panic!("the CPU") };
+        let Device::Auto { cpu, cuda } = config(&sizes).unwrap().device else { panic!("either") };
         assert_eq!((cpu.kv_tokens, cpu.adapter_bytes, cpu.max_rows), (100, 5000, 64));
+        assert_eq!((cuda.kv_tokens, cuda.adapter_bytes, cuda.max_rows), (Some(100), 5000, 64));
+        let second = config(&[("LORIKEET_DEVICE", "cuda:1")]).unwrap().device;
+        assert!(matches!(second, Device::Cuda(CudaConfig { ordinal: 1, .. })));
         let sim = [&sizes[..], &[("LORIKEET_DEVICE", "sim")]].concat();
         let Device::Sim(sim) = config(&sim).unwrap().device else { panic!("the simulation") };
         assert_eq!((sim.capacity.num_blocks, sim.capacity.adapter_bytes), (7, 5000));

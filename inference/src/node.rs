@@ -13,6 +13,7 @@ use crate::adapters::loader::AdapterSource;
 use crate::adapters::{ObjectStore, S3Store};
 use crate::api::{self, Api};
 use crate::backend::cpu::CpuBackend;
+use crate::backend::cuda::{self, CudaBackend};
 use crate::backend::sim::{SimBackend, SimConfig};
 use crate::backend::{Backend, BackendError};
 use crate::config::{Config, Device};
@@ -232,20 +233,39 @@ fn start_engine(
         directory: config.data.join("adapters"),
         runtime: tokio::runtime::Handle::current(),
     };
-    let device = match config.device {
-        Device::Cpu(_) => "cpu",
+    let wanted = choose(config.device.clone());
+    let device = match wanted {
+        Device::Cuda(_) => "cuda",
+        Device::Auto { .. } | Device::Cpu(_) => "cpu",
         Device::Sim(_) => "sim",
     };
-    let wanted = config.device.clone();
     let backend = move || backend(wanted, &weights);
     let (handle, _thread) = engine::spawn(engine_config, source, backend)?;
     Ok(RunningEngine { handle, device })
 }
 
+/// Looks whether there is a GPU, when that is to decide.
+fn choose(device: Device) -> Device {
+    let Device::Auto { cpu, cuda } = device else { return device };
+    match cuda::probe(cuda.ordinal) {
+        Ok(gpu) => {
+            tracing::info!(gpu = gpu.name, "a GPU computes");
+            Device::Cuda(cuda)
+        }
+        Err(reason) => {
+            tracing::info!(%reason, "the CPU computes: no GPU can be used");
+            Device::Cpu(cpu)
+        }
+    }
+}
+
 /// Called on the engine's thread.
 fn backend(device: Device, weights: &ModelWeights) -> Result<Box<dyn Backend>, BackendError> {
     match device {
-        Device::Cpu(config) => Ok(Box::new(CpuBackend::new(weights, config)?)),
+        Device::Cuda(config) => Ok(Box::new(CudaBackend::new(weights, config)?)),
+        Device::Auto { cpu: config, .. } | Device::Cpu(config) => {
+            Ok(Box::new(CpuBackend::new(weights, config)?))
+        }
         Device::Sim(config) => {
             let vocab_size = weights.config.spec.vocab_size;
             Ok(Box::new(SimBackend::new(SimConfig { vocab_size, ..config })))

@@ -7,9 +7,9 @@ use super::kernels::{
     Attention, Combine, Embed, Gather, Kernels, LoraShrink, Residual, RmsNorm, RopeKv, Sample,
     SiluMul,
 };
-use super::layout::{Group, StepCounts, Z_STRIDE};
+use super::layout::{Group, Z_STRIDE};
 use super::weights::DeviceWeights;
-use super::workspace::{Buffers, LOGIT_ROWS, PlanAddresses};
+use super::workspace::{Buffers, PlanAddresses};
 use lorikeet_contract::Linear;
 
 /// Thread blocks that the light kernels run at most on each multiprocessor.
@@ -21,9 +21,10 @@ pub struct Forward<'a> {
     pub weights: &'a DeviceWeights,
     pub buffers: &'a Buffers,
     pub plan: PlanAddresses,
-    pub counts: &'a StepCounts,
-    /// Rows of the products: at least the step's.
+    /// Rows of the products, at least the step's. Grids are chosen by it too: nothing here depends on
+    /// one step alone, so that a recorded graph serves all of the bucket.
     pub bucket: u32,
+    pub has_adapters: bool,
     pub kv: DevicePointer,
     pub stream: &'a Stream,
 }
@@ -55,11 +56,10 @@ impl Forward<'_> {
         Ok(())
     }
 
-    /// Logits of up to [`LOGIT_ROWS`] rows from logit `first` on, in `buffers.logits`, and the draws
-    /// from them. `bucket` is at least their number.
-    pub fn output(&self, first: u32, bucket: u32) -> Result<(), CudaError> {
+    /// Logits of up to `count` rows from logit `first` on, in `buffers.logits`, and the draws from
+    /// them. `count` is a bucket of the output layer.
+    pub fn output(&self, first: u32, count: u32) -> Result<(), CudaError> {
         let (spec, b) = (&self.weights.config.spec, self.buffers);
-        let count = (self.counts.logit_rows - first).min(LOGIT_ROWS);
         let gather = Gather {
             step: self.plan.counts,
             logit_rows: self.plan.logit_rows,
@@ -71,7 +71,7 @@ impl Forward<'_> {
         };
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, self.kernels.blocks(count, BLOCKS), &gather) }?;
-        let shape = head_shape(self.weights, bucket);
+        let shape = head_shape(self.weights, count);
         let head = self.weights.lm_head;
         // SAFETY: see above.
         unsafe { self.gemm.multiply(self.stream, shape, head, b.gathered, b.logits) }?;
@@ -91,10 +91,6 @@ impl Forward<'_> {
         unsafe { self.kernels.launch(self.stream, self.kernels.blocks(count, 2), &sample) }
     }
 
-    fn has_adapters(&self) -> bool {
-        self.counts.first_adapted_tile < self.counts.tiles
-    }
-
     fn embed(&self) -> Result<(), CudaError> {
         let embed = Embed {
             step: self.plan.counts,
@@ -104,7 +100,7 @@ impl Forward<'_> {
             hidden: self.buffers.hidden,
             width: self.weights.config.spec.hidden_size,
         };
-        let blocks = self.kernels.blocks(self.counts.rows, BLOCKS);
+        let blocks = self.kernels.blocks(self.bucket, BLOCKS);
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, blocks, &embed) }
     }
@@ -120,7 +116,7 @@ impl Forward<'_> {
             width: self.weights.config.spec.hidden_size,
             eps: self.weights.config.rms_norm_eps,
         };
-        let blocks = self.kernels.blocks(self.counts.rows, BLOCKS);
+        let blocks = self.kernels.blocks(self.bucket, BLOCKS);
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, blocks, &norm) }
     }
@@ -133,7 +129,7 @@ impl Forward<'_> {
         let weights = self.weights.layers[layer as usize].group(group);
         // SAFETY: see above.
         unsafe { self.gemm.multiply(self.stream, shape, weights, x, b.y) }?;
-        if !self.has_adapters() {
+        if !self.has_adapters {
             return Ok(());
         }
         let shrink = LoraShrink {
@@ -150,10 +146,8 @@ impl Forward<'_> {
             first_linear: group.linears()[0].index() as u32,
             linears: group.linears().len() as u32,
         };
-        let tiles = self.counts.tiles - self.counts.first_adapted_tile;
-        let items = tiles * self.counts.slices[group as usize];
         // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, self.kernels.blocks(items, 4), &shrink) }
+        unsafe { self.kernels.launch(self.stream, self.kernels.blocks(u32::MAX, 2), &shrink) }
     }
 
     fn rope_kv(&self, layer: u32) -> Result<(), CudaError> {
@@ -175,7 +169,7 @@ impl Forward<'_> {
             layers: spec.num_layers,
         };
         let heads = spec.num_heads + 2 * spec.num_kv_heads;
-        let blocks = self.kernels.blocks((self.counts.tiles * heads).div_ceil(4), 4);
+        let blocks = self.kernels.blocks((self.bucket * heads).div_ceil(4), 4);
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, blocks, &rope) }
     }
@@ -197,12 +191,9 @@ impl Forward<'_> {
             layers: spec.num_layers,
             scale: std::f32::consts::LOG2_E / (spec.head_dim as f32).sqrt(),
         };
-        let blocks = self.kernels.blocks(self.counts.attention_items * spec.num_kv_heads, 16);
+        let blocks = self.kernels.blocks(u32::MAX, 4);
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, blocks, &attention) }?;
-        if self.counts.combine_items == 0 {
-            return Ok(());
-        }
         let combine = Combine {
             step: self.plan.counts,
             items: self.plan.combine,
@@ -211,7 +202,7 @@ impl Forward<'_> {
             out: b.context,
             heads: spec.num_heads,
         };
-        let blocks = self.kernels.blocks(self.counts.combine_items * spec.num_heads, 16);
+        let blocks = self.kernels.blocks(self.bucket * spec.num_heads, 4);
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, blocks, &combine) }
     }
@@ -228,7 +219,7 @@ impl Forward<'_> {
             width,
             layer,
         };
-        let blocks = self.kernels.blocks((self.counts.tiles * width / 64).div_ceil(4), 4);
+        let blocks = self.kernels.blocks((self.bucket * width / 64).div_ceil(4), 4);
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, blocks, &silu) }
     }
@@ -240,7 +231,7 @@ impl Forward<'_> {
         linear: Linear,
         weight: DevicePointer,
     ) -> Result<(), CudaError> {
-        if !self.has_adapters() {
+        if !self.has_adapters {
             return self.norm(self.buffers.y, weight);
         }
         let width = self.weights.config.spec.hidden_size;
@@ -255,7 +246,7 @@ impl Forward<'_> {
             layer,
             linear: linear.index() as u32,
         };
-        let blocks = self.kernels.blocks((self.counts.tiles * width / 64).div_ceil(4), 4);
+        let blocks = self.kernels.blocks((self.bucket * width / 64).div_ceil(4), 4);
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, blocks, &residual) }?;
         self.norm(0, weight)

@@ -43,12 +43,13 @@ use arena::Move;
 use device::{Device, DeviceMemory, DevicePointer, Event, PinnedAllocator, Stream};
 use forward::{Forward, head_shape};
 use gemm::{Gemm, Shape, row_buckets};
+use graph::Graph;
 use kernels::Kernels;
 use layout::{BLOCK_TOKENS, ExtentLayout, Group};
 use lorikeet_contract::adapter::ArtifactHeader;
 use output::{DrawMemory, Pending};
 use plan::{Limits, StepPlan};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use weights::DeviceWeights;
@@ -56,6 +57,8 @@ use workspace::{Buffers, LOGIT_ROWS, PlanMemory};
 
 /// Steps that may be submitted and not yet collected.
 const DEPTH: usize = 2;
+/// Larger steps are launched one by one: they keep the device busy for longer than that takes.
+const MAX_GRAPH_ROWS: u32 = 512;
 /// Device memory left to the driver and to libraries.
 const RESERVE: u64 = 1 << 30;
 /// Extents are moved through memory of this size.
@@ -88,6 +91,15 @@ impl Default for CudaConfig {
     }
 }
 
+/// What a recorded graph depends on; never on which adapters a step has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct GraphKey {
+    bucket: u32,
+    has_adapters: bool,
+    /// Rows of the output layer.
+    logits: u32,
+}
+
 /// Weights, activations, keys and values in bf16; the residual stream, sums and logits in f32.
 pub struct CudaBackend {
     // Dropped first: its thread uses what follows.
@@ -106,6 +118,7 @@ pub struct CudaBackend {
     head_buckets: Vec<u32>,
     arena: DeviceMemory,
     moving: DeviceMemory,
+    graphs: HashMap<GraphKey, Graph>,
     pending: VecDeque<Pending>,
     /// For the steps that may yet be submitted.
     draw_memory: Vec<DrawMemory>,
@@ -191,6 +204,7 @@ impl CudaBackend {
             buffers,
             arena,
             moving,
+            graphs: HashMap::new(),
             pending: VecDeque::new(),
             draw_memory,
             submitted: 0,
@@ -226,28 +240,60 @@ impl CudaBackend {
         Ok(())
     }
 
+    /// Launches the step that has been planned; its results go where `pending[index]` says.
     fn run(&mut self, index: usize) -> Result<(), CudaError> {
-        let rows = self.plan.counts.rows;
-        let forward = Forward {
+        let counts = self.plan.counts;
+        let key = GraphKey {
+            bucket: bucket(&self.buckets, counts.rows),
+            has_adapters: counts.first_adapted_tile < counts.tiles,
+            // More are computed in several rounds, behind the graph.
+            logits: bucket(&self.head_buckets, counts.logit_rows.min(LOGIT_ROWS)),
+        };
+        let is_whole = key.bucket <= MAX_GRAPH_ROWS && counts.logit_rows <= LOGIT_ROWS;
+        if is_whole {
+            self.replay(key)?;
+        } else {
+            self.forward(key).run()?;
+        }
+        for first in (0..counts.logit_rows).step_by(LOGIT_ROWS as usize) {
+            let count = (counts.logit_rows - first).min(LOGIT_ROWS);
+            if !is_whole {
+                self.forward(key).output(first, bucket(&self.head_buckets, count))?;
+            }
+            self.pending[index].copy_logits(&self.stream, &self.buffers, first, count)?;
+        }
+        let pending = &mut self.pending[index];
+        pending.copy_draws(&self.stream, &self.buffers)?;
+        pending.record(&self.stream)
+    }
+
+    /// Launches the graph of a step, recorded when its like first comes.
+    fn replay(&mut self, key: GraphKey) -> Result<(), CudaError> {
+        if let Some(graph) = self.graphs.get(&key) {
+            return graph.launch(&self.stream);
+        }
+        let forward = self.forward(key);
+        let graph = Graph::record(&self.device, &self.stream, || {
+            forward.run()?;
+            forward.output(0, key.logits)
+        })?;
+        graph.launch(&self.stream)?;
+        self.graphs.insert(key, graph);
+        Ok(())
+    }
+
+    fn forward(&self, key: GraphKey) -> Forward<'_> {
+        Forward {
             kernels: &self.kernels,
             gemm: &self.gemm,
             weights: &self.weights,
             buffers: &self.buffers,
             plan: self.plan_memory.addresses(),
-            counts: &self.plan.counts,
-            bucket: bucket(&self.buckets, rows),
+            bucket: key.bucket,
+            has_adapters: key.has_adapters,
             kv: self.arena.address(),
             stream: &self.stream,
-        };
-        forward.run()?;
-        let pending = &mut self.pending[index];
-        for first in (0..self.plan.counts.logit_rows).step_by(LOGIT_ROWS as usize) {
-            let count = (self.plan.counts.logit_rows - first).min(LOGIT_ROWS);
-            forward.output(first, bucket(&self.head_buckets, count))?;
-            pending.copy_logits(&self.stream, &self.buffers, first, count)?;
         }
-        pending.copy_draws(&self.stream, &self.buffers)?;
-        pending.record(&self.stream)
     }
 }
 
@@ -337,7 +383,10 @@ impl Backend for CudaBackend {
         let adapters = &self.adapters;
         let extent = |slot| adapters.address(slot);
         self.plan.build(batch, &self.limits, &self.previous, extent)?;
-        self.plan_memory.reserve(&self.stream, &self.plan, self.limits.max_rows)?;
+        if self.plan_memory.reserve(&self.stream, &self.plan, self.limits.max_rows)? {
+            // They hold the plan's old addresses.
+            self.graphs.clear();
+        }
         let Some(memory) = self.draw_memory.pop() else {
             return Err(BackendError::Device(format!("{DEPTH} steps are under way already")));
         };

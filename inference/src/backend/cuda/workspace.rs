@@ -208,21 +208,22 @@ impl PlanMemory {
         })
     }
 
-    /// Makes room for a plan's block table. Rare: waits for the device.
+    /// Makes room for a plan's block table; true when all addresses have changed. Rare: waits for the
+    /// device.
     pub fn reserve(
         &mut self,
         stream: &Stream,
         plan: &StepPlan,
         max_rows: u32,
-    ) -> Result<(), CudaError> {
+    ) -> Result<bool, CudaError> {
         let needed = plan.blocks.len() as u64;
         if needed <= self.sections.block_entries() {
-            return Ok(());
+            return Ok(false);
         }
         stream.synchronize()?;
         let sections = Sections::new(max_rows, needed * 2);
         *self = Self::with_sections(&self.device, sections, self.staging.len())?;
-        Ok(())
+        Ok(true)
     }
 
     pub fn addresses(&self) -> PlanAddresses {

@@ -37,7 +37,9 @@ fn dora_reserves_a_gain_for_each_output() {
     let mut ends: Vec<(u64, u64)> = layout
         .gains
         .iter()
-        .map(|g| (g.module.gain, g.module.gain + u64::from(smollm2(30).shape(g.linear).0 as u32) * 4))
+        .map(|g| {
+            (g.module.gain, g.module.gain + u64::from(smollm2(30).shape(g.linear).0 as u32) * 4)
+        })
         .chain(layout.tensors.iter().map(|t| (t.offset, t.offset + t.tensor.bytes)))
         .collect();
     ends.sort_unstable();

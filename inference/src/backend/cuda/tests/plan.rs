@@ -18,8 +18,8 @@ fn parts() -> impl Strategy<Value = Vec<(u32, u32, Option<u32>)>> {
 }
 
 fn batch(parts: &[(u32, u32, Option<u32>)]) -> StepBatch {
-    let sequence = |(index, &(position, rows, adapter)): (u64, &(u32, u32, Option<u32>))| {
-        SequenceStep {
+    let sequence =
+        |(index, &(position, rows, adapter)): (u64, &(u32, u32, Option<u32>))| SequenceStep {
             sequence: SequenceId(index),
             input: Input::Tokens(vec![index as u32; rows as usize]),
             position,
@@ -27,8 +27,7 @@ fn batch(parts: &[(u32, u32, Option<u32>)]) -> StepBatch {
             adapter: adapter.map(|index| AdapterSlot { index, generation: 1 }),
             sample: None,
             logits: LogitsWanted::Last,
-        }
-    };
+        };
     StepBatch { step: 1, sequences: (0..).zip(parts).map(sequence).collect() }
 }
 
@@ -73,7 +72,8 @@ proptest! {
         let mut partials = 0;
         for item in &plan.attention {
             prop_assert_eq!(item.kv_start % 32, 0);
-            prop_assert!(item.rows * 3 <= if item.shared == 1 { 16 } else { 64 });
+            let most = if item.shared == 1 { 16 } else { 64 };
+            prop_assert!(item.rows * 3 <= most);
             for offset in 0..item.rows {
                 let row = (item.first_row + offset) as usize;
                 prop_assert_eq!(plan.rows[row].position, item.position + offset);

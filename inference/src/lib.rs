@@ -4,6 +4,7 @@
 pub mod adapters;
 pub mod api;
 pub mod backend;
+pub mod bench;
 pub mod config;
 mod durable;
 pub mod engine;

@@ -191,7 +191,8 @@ impl Forward<'_> {
             layers: spec.num_layers,
             scale: std::f32::consts::LOG2_E / (spec.head_dim as f32).sqrt(),
         };
-        let blocks = self.kernels.blocks(u32::MAX, 4);
+        // Long contexts come in parts; blocks that find no item end at once.
+        let blocks = self.kernels.blocks(self.bucket * spec.num_kv_heads * 8, 16);
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, blocks, &attention) }?;
         let combine = Combine {

@@ -20,6 +20,7 @@ const SPLIT_TOKENS: u32 = 256;
 const PREFILL_ROWS: u32 = 4 * TILE_ROWS;
 /// The shrink's slices are multiples of this: 32 inputs for each of four warps.
 const SLICE_INPUTS: u32 = 128;
+const FULL_TILE_SLICES: u32 = 8;
 
 /// What a plan must respect, constant for a backend.
 #[derive(Debug, Clone)]
@@ -230,7 +231,8 @@ impl StepPlan {
         let adapted_tiles = self.tiles.len() as u32 - first_adapted_tile;
         let slices = Group::ALL.map(|group| {
             let (_, inputs) = group.shape(&limits.spec);
-            slices(inputs, adapted_tiles, limits.multiprocessors)
+            let is_full = self.rows.len() as u32 - first_adapted_row > 4 * adapted_tiles;
+            slices(inputs, adapted_tiles, is_full, limits.multiprocessors)
         });
         self.counts = StepCounts {
             rows: self.rows.len() as u32,
@@ -248,9 +250,11 @@ impl StepPlan {
 }
 
 /// Number and length of the shrink's slices: enough items for two thread blocks on each
-/// multiprocessor, where there are so many inputs.
-fn slices(inputs: u32, tiles: u32, multiprocessors: u32) -> (u32, u32) {
-    let wanted = (2 * multiprocessors / tiles.max(1)).max(1);
+/// multiprocessor, where there are so many inputs. Full tiles get fewer, because one thread block
+/// sums the slices of all their rows.
+fn slices(inputs: u32, tiles: u32, is_full: bool, multiprocessors: u32) -> (u32, u32) {
+    let most = if is_full { FULL_TILE_SLICES } else { u32::MAX };
+    let wanted = (2 * multiprocessors / tiles.max(1)).clamp(1, most);
     let length = inputs.div_ceil(wanted).next_multiple_of(SLICE_INPUTS);
     (inputs.div_ceil(length), length)
 }

@@ -12,6 +12,7 @@ mod sample;
 
 pub use adapter::{AdapterShape, random_adapter};
 pub use lab::Random;
+pub use model::random_model;
 
 use super::{CudaConfig, CudaError};
 use crate::backend::BackendError;

@@ -222,7 +222,7 @@ fn adapters(spec: &BaseModelSpec) -> Vec<Arc<HostAdapter>> {
 }
 
 /// Weights of the size that keeps activations in range.
-fn random_model(spec: BaseModelSpec) -> ModelWeights {
+pub fn random_model(spec: BaseModelSpec) -> ModelWeights {
     let matrix = |seed: u64, (rows, cols): (usize, usize), scale: f32| Matrix {
         rows,
         cols,

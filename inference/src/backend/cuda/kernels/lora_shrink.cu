@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) lora_shrink(
                 float sum = 0.0f;
                 if (rank < module.rank) {
                     const float* part = partials + (u64)(row - step->first_adapted_row) * z_stride + before + rank;
-#pragma unroll 4
+#pragma unroll 8
                     for (u32 s = 0; s < slices; ++s) {
                         sum += __ldcg(part + s * (u64)step->adapted_rows * z_stride);
                     }

@@ -121,6 +121,19 @@ __device__ __forceinline__ uint4 pack8(const float (&v)[8]) {
     return make_uint4(pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
 }
 
+struct Range {
+    u32 start, end;
+};
+
+// This warp's share of the items, all neighbours: they are mostly of one tile, whose descriptions
+// then come out of the L1 cache.
+__device__ __forceinline__ Range warp_share(u32 items) {
+    const u32 warps = gridDim.x * blockDim.x / 32, warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
+    const u32 share = (items + warps - 1) / warps;
+    const u32 start = min(warp * share, items);
+    return {start, min(start + share, items)};
+}
+
 __device__ __forceinline__ const AdapterModule* module_of(const Tile& tile, int layer, int linear) {
     if (tile.adapter == 0) {
         return nullptr;

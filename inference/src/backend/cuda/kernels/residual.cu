@@ -9,7 +9,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) residual(
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 columns = width / (32 * GROUPS);
     const u32 items = step->tiles * columns;
-    for (u32 item = blockIdx.x * WARPS + threadIdx.x / 32; item < items; item += gridDim.x * WARPS) {
+    const Range range = warp_share(items);
+    for (u32 item = range.start; item < range.end; ++item) {
         const Tile tile = tiles[item / columns];
         const u32 column = item % columns * (32 * GROUPS);
         const AdapterModule* module = module_of(tile, layer, linear);

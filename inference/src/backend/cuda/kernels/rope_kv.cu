@@ -14,7 +14,8 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32) rope_kv(
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 all_heads = heads + 2 * kv_heads;
     const u32 items = step->tiles * all_heads;
-    for (u32 item = blockIdx.x * WARPS + threadIdx.x / 32; item < items; item += gridDim.x * WARPS) {
+    const Range range = warp_share(items);
+    for (u32 item = range.start; item < range.end; ++item) {
         const Tile tile = tiles[item / all_heads];
         const u32 head = item % all_heads;
         const u32 linear = head < heads ? 0 : head < heads + kv_heads ? 1 : 2;

@@ -1,0 +1,69 @@
+//! `lorikeet kernels check`: the GPU's kernels against slow computations on the host.
+
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use lorikeet_inference::backend::cuda::check::{self, Outcome};
+use lorikeet_inference::backend::cuda::{CudaConfig, probe};
+use std::fs::File;
+use std::path::PathBuf;
+
+#[derive(Debug, Subcommand)]
+pub enum KernelsCommand {
+    /// Run every kernel, then whole random models, and compare; needs a GPU.
+    Check(CheckArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// The GPU's number.
+    #[arg(long, default_value_t = 0)]
+    device: u32,
+    /// Whole models only.
+    #[arg(long, conflicts_with = "no_models")]
+    only_models: bool,
+    /// Single kernels only.
+    #[arg(long)]
+    no_models: bool,
+    /// Write all outcomes to this file, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+pub fn run(command: KernelsCommand) -> anyhow::Result<()> {
+    let KernelsCommand::Check(args) = command;
+    let gpu = probe(args.device)?;
+    println!("{}, {} multiprocessors", gpu.name, gpu.multiprocessors);
+    let config = CudaConfig { ordinal: args.device, ..CudaConfig::default() };
+    let mut outcomes = Vec::new();
+    let mut report = |outcome: Outcome| {
+        print(&outcome);
+        outcomes.push(outcome);
+    };
+    if !args.only_models {
+        check::kernels(&config, &mut report)?;
+    }
+    if !args.no_models {
+        check::models(&config, &mut report)?;
+    }
+    if let Some(path) = args.json {
+        let file = File::create(&path).with_context(|| path.display().to_string())?;
+        serde_json::to_writer_pretty(file, &outcomes)?;
+    }
+    let failed = outcomes.iter().filter(|o| !o.passes()).count();
+    println!("{} checks, {failed} failed", outcomes.len());
+    if failed > 0 {
+        bail!("{failed} checks failed");
+    }
+    Ok(())
+}
+
+fn print(outcome: &Outcome) {
+    let verdict = if outcome.passes() { "ok  " } else { "FAIL" };
+    let (kernel, case, error) = (outcome.kernel, &outcome.case, outcome.error);
+    print!("{verdict} {kernel:11} {case:52} error {error:.1e} of {:.1e}", outcome.tolerance);
+    if let Some(time) = outcome.time {
+        let (took, floor) = (time.microseconds, time.floor_microseconds);
+        print!("  {took:8.1} us, floor {floor:7.1} us, x {:.1}", took / floor);
+    }
+    println!();
+}

@@ -2,7 +2,7 @@
 //! needs, and shows a line to paste.
 
 use crate::variables::{ControlPlane, Flags, Node};
-use crate::{adapters, chat, demo, doctor, logging, migrate, nodes};
+use crate::{adapters, bench, chat, demo, doctor, kernels, logging, migrate, nodes};
 use clap::{Parser, Subcommand};
 
 /// Serve many customers' LoRA adapters over one base model.
@@ -63,6 +63,12 @@ pub enum Command {
     /// Let nodes join
     #[command(subcommand)]
     Nodes(nodes::Command),
+    /// Measure speed
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    /// Look after the GPU's kernels
+    #[command(subcommand)]
+    Kernels(kernels::KernelsCommand),
     /// The demo's private PostgreSQL: prepares the cluster, then becomes the server
     #[command(hide = true)]
     DemoPostgres(demo::postgres::Args),

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod args;
+mod bench;
 mod cache;
 mod chat;
 mod client;
@@ -9,6 +10,7 @@ mod client;
 mod compose;
 mod demo;
 mod doctor;
+mod kernels;
 #[cfg(test)]
 mod link_tls;
 mod logging;
@@ -59,6 +61,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Chat(args) => runtime()?.block_on(chat::run(args)),
         Command::Adapters(command) => runtime()?.block_on(adapters::run(command)),
         Command::Nodes(command) => nodes::run(command),
+        Command::Bench(command) => runtime()?.block_on(bench::run(command)),
+        Command::Kernels(command) => kernels::run(command),
         Command::DemoPostgres(args) => demo::postgres::exec(&args),
         Command::DemoS3(args) => runtime()?.block_on(demo::s3::run(args)),
     }

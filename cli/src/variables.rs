@@ -61,7 +61,7 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_S3_REGION", "s3-region", "[default: us-east-1]"),
     plain("LORIKEET_S3_ACCESS_KEY", "s3-access-key", "A credential that may only read"),
     secret("LORIKEET_S3_SECRET_KEY", "s3-secret-key", "Its secret"),
-    plain("LORIKEET_DEVICE", "device", "auto, cpu or sim [default: auto]"),
+    plain("LORIKEET_DEVICE", "device", "auto, cpu, cuda, cuda:N or sim [default: auto]"),
     plain("LORIKEET_KV_TOKENS", "kv-tokens", "Size of the KV cache, in tokens"),
     plain("LORIKEET_MAX_NUM_SEQS", "max-num-seqs", "Most sequences in one step"),
     plain("LORIKEET_MAX_NUM_BATCHED_TOKENS", "max-num-batched-tokens", "Most tokens in one step"),

@@ -166,7 +166,7 @@ impl Random {
         Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x5851_F42D_4C95_7F2D)
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let v = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         let v = (v ^ (v >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -174,12 +174,12 @@ impl Random {
     }
 
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.bits() % bound
     }
 
     /// Uniform in `-scale..scale`.
     pub fn float(&mut self, scale: f32) -> f32 {
-        ((self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale
+        ((self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0) * scale
     }
 
     pub fn bf16s(&mut self, count: usize, scale: f32) -> Vec<bf16> {

@@ -44,7 +44,7 @@ impl Pattern {
             Self::Distinct => Some(row % ADAPTERS),
             Self::Uniform => Some(random.below(ADAPTERS.into()) as u32),
             Self::Zipf => Some((1.0 / random.float(1.0).abs().max(0.04)) as u32 % ADAPTERS),
-            Self::Skewed if row % 2 == 0 => None,
+            Self::Skewed if row.is_multiple_of(2) => None,
             Self::Skewed => Some(if random.below(4) == 0 { 1 + row % 7 } else { 0 }),
         };
         (0..rows).map(|row| Part { position: row % 50, rows: 1, adapter: adapter(row) }).collect()

@@ -37,7 +37,7 @@ fn run(
     let mut batch = batch(&[part; ROWS], lab.spec.vocab_size);
     let mut random = Random::new(5);
     for (index, sequence) in (0..).zip(&mut batch.sequences) {
-        let params = SamplingParams { seed: random.next(), ..params.clone() };
+        let params = SamplingParams { seed: random.bits(), ..params.clone() };
         let logprobs = Some(if index % 2 == 0 { 5 } else { 0 });
         sequence.sample = Some(SampleRequest { params, output_index: index, logprobs });
     }

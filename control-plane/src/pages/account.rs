@@ -1,6 +1,6 @@
 //! The way in and out.
 
-use super::render;
+use super::{format, render};
 use crate::access::{Access, Registry};
 use crate::auth::{LogIn, LoggedIn, RequestId, Session, SignUp, Visitor, account, removal_cookie};
 use crate::error::ApiError;
@@ -122,8 +122,5 @@ pub(super) fn told(error: ApiError) -> Result<Told, ApiError> {
     if status.is_server_error() {
         return Err(error);
     }
-    let text = error.to_string();
-    let mut letters = text.chars();
-    let first = letters.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
-    Ok(Told { status, message: format!("{first}{}.", letters.as_str()) })
+    Ok(Told { status, message: format::sentence(&error.to_string()) })
 }

@@ -10,6 +10,7 @@ use crate::state::AppState;
 use askama::Template;
 use axum::extract::State;
 use axum::response::{Html, Redirect};
+use lorikeet_contract::Linear;
 use lorikeet_contract::key::Scope;
 use sqlx::PgConnection;
 
@@ -114,7 +115,7 @@ impl VersionRow {
             state: version.state,
             state_text,
             state_class,
-            note: version.error.or(waiting),
+            note: version.error.map(|error| format::sentence(&error)).or(waiting),
             rank: version.rank.map_or_else(dash, |rank| rank.to_string()),
             targets: short_targets(&version.targets),
             parameters: version.parameters.map_or_else(dash, format::short_count),
@@ -128,6 +129,9 @@ impl VersionRow {
 
 /// `q, k, v, o` for `q_proj, k_proj, v_proj, o_proj`.
 fn short_targets(targets: &[String]) -> String {
+    if targets.len() == Linear::ALL.len() {
+        return "all linear".to_owned();
+    }
     let short: Vec<_> = targets.iter().map(|t| t.strip_suffix("_proj").unwrap_or(t)).collect();
     short.join(", ")
 }

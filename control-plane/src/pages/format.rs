@@ -36,6 +36,14 @@ pub fn bytes(n: i64) -> String {
     }
 }
 
+/// An error's text as a sentence: with a capital and a full stop.
+pub fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|c| c.to_uppercase().to_string()).unwrap_or_default();
+    let stop = if text.ends_with('.') { "" } else { "." };
+    format!("{first}{}{stop}", letters.as_str())
+}
+
 /// `24 Nov 2026, 08:31 UTC`
 pub fn moment(at: OffsetDateTime) -> String {
     let shape =
@@ -71,6 +79,8 @@ mod tests {
         assert_eq!(short_count(950), "950");
         assert_eq!(short_count(2_000), "2 k");
         assert_eq!(short_count(1_250_000), "1.2 M");
+        assert_eq!(sentence("no such thing"), "No such thing.");
+        assert_eq!(sentence("It waits."), "It waits.");
         assert_eq!(bytes(1), "1 kB");
         assert_eq!(bytes(3_718_136), "3.7 MB");
     }

@@ -254,6 +254,9 @@ fn data_directory(given: Option<&Path>) -> anyhow::Result<PathBuf> {
 pub fn check_data_directory(given: Option<&Path>) -> anyhow::Result<PathBuf> {
     let dir = std::path::absolute(data_directory(given)?)?;
     let existing = dir.ancestors().find(|path| path.exists()).context("/ exists")?;
+    if !existing.is_dir() {
+        bail!("{} is not a directory", existing.display());
+    }
     rustix::fs::access(existing, rustix::fs::Access::WRITE_OK)
         .with_context(|| format!("{} cannot be written to", existing.display()))?;
     Cluster::new(&dir.join("postgres"))?.check_reachable(existing)?;

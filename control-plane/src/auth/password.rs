@@ -46,8 +46,7 @@ impl Passwords {
     pub async fn verify(&self, password: String, stored: Option<String>) -> Result<bool, ApiError> {
         self.run(move || {
             let phc = stored.as_deref().unwrap_or(NOBODY.as_str());
-            let matches = hasher().verify_password(password.as_bytes(), phc).is_ok();
-            matches && stored.is_some()
+            matches(&password, phc) && stored.is_some()
         })
         .await
     }
@@ -70,6 +69,10 @@ impl Passwords {
 
 pub(super) fn hash(password: &str) -> Result<String, argon2::password_hash::Error> {
     hasher().hash_password(password.as_bytes()).map(|hash| hash.to_string())
+}
+
+pub(super) fn matches(password: &str, phc: &str) -> bool {
+    hasher().verify_password(password.as_bytes(), phc).is_ok()
 }
 
 fn hasher() -> Argon2<'static> {

@@ -118,6 +118,9 @@ async fn an_operator_is_made_once_and_has_the_password_given_last() {
     assert_eq!(me["tenant"], serde_json::Value::Null);
     assert_eq!(operator.get("/api/v1/keys").await.code(), "no_tenant");
 
+    create_operator(&owner, email, PASSWORD).await.unwrap();
+    assert_eq!(operator.get("/api/v1/me").await.status, 200, "repeating it changes nothing");
+
     let mut look = app.state.db.operator(first, "tenants.read", Some("req_1")).await.unwrap();
     sqlx::query("select count(*) from tenant").execute(&mut *look).await.unwrap();
     drop(look);
@@ -127,4 +130,13 @@ async fn an_operator_is_made_once_and_has_the_password_given_last() {
             .await
             .unwrap();
     assert_eq!(recorded, (format!("user {first}"), None));
+}
+
+#[tokio::test]
+async fn whoever_took_the_operators_address_before_does_not_become_operator() {
+    let app = TestApp::start().await;
+    let squatter = app.sign_up("ops").await;
+    let owner = options("lk_owner", &app.database);
+    create_operator(&owner, "OPS@example.com", "known to the operator").await.unwrap();
+    assert_eq!(squatter.get("/api/v1/me").await.code(), "unauthenticated");
 }

@@ -59,7 +59,10 @@ async fn run_one(context: JobContext, mut claimed: Claimed, shutdown: Cancellati
             return log_end(queue::end(&pool, &claimed, end).await, &claimed);
         }
     };
-    let result = {
+    let result = if claimed.attempts > claimed.max_attempts {
+        // The attempts before took the whole process with them, or could not be recorded.
+        Err(anyhow::anyhow!("its last attempt never ended"))
+    } else {
         let acting = Acting::system(claimed.tenant());
         let mut work = std::pin::pin!(job.run(&context, &acting));
         let mut renewals = interval(LEASE / 3);

@@ -313,6 +313,24 @@ async fn an_upload_that_cannot_be_checked_ends_in_an_apology_not_in_limbo() {
 }
 
 #[tokio::test]
+async fn a_job_that_ends_every_process_that_tries_it_is_given_up() {
+    let plant = Plant::without_node().await;
+    let client = plant.app.sign_up("fatal").await;
+    let files = small_adapter(1);
+    let started = client.start_upload("a", &files, Ahead::Yes).await.body;
+    client.send_all_parts(&started, &files).await;
+    let upload = started["upload_id"].as_str().unwrap();
+    client.post(&format!("/api/v1/uploads/{upload}/complete"), json!({})).await;
+    // As its last attempt leaves it: begun, and never heard of again.
+    let died = "update job set attempts = max_attempts, locked_until = now()
+                where kind = 'verify_adapter' and finished_at is null";
+    assert_eq!(plant.execute(died, &[]).await, 1);
+    plant.report_base_model(&smollm2_135m()).await;
+    let version = client.wait_for_version("a", 1).await;
+    assert_eq!(version["error"]["code"], "check_failed", "{version}");
+}
+
+#[tokio::test]
 async fn a_dead_workers_job_is_taken_over_when_its_lease_has_run_out() {
     let plant = Plant::without_node().await;
     let client = plant.app.sign_up("takeover").await;

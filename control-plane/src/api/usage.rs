@@ -43,6 +43,8 @@ impl PeriodQuery {
                 Group::Hour => 24,
                 Group::Day => 30,
             };
+            // Only the end can be out of range: `last` reckons back from it.
+            Period::new(to, to, group).map_err(|e| ApiError::invalid("to", e.to_string()))?;
             return Ok(Period::last(count, group, to));
         };
         Period::new(time_of("from", from)?, to, group)

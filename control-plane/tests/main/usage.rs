@@ -74,6 +74,8 @@ async fn a_period_that_makes_no_sense_is_refused_by_the_name_of_its_parameter() 
         ("from=2026-01-02&to=2026-01-01", "from"),
         ("from=2026-01-01&to=2026-12-01&group=hour", "from"),
         ("from=9999-12-31&to=9999-12-31", "from"),
+        ("to=9999-12-31", "to"),
+        ("to=0000-01-01", "to"),
     ] {
         let answer = mine.get(&format!("/api/v1/usage?{query}")).await;
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{query}: {answer:?}");

@@ -177,8 +177,12 @@ impl From<sqlx::Error> for ApiError {
         let code = error.as_database_error().and_then(|e| e.code());
         let told = match (&error, code.as_deref()) {
             (sqlx::Error::RowNotFound, _) => return Self::NotFound,
-            // lock_not_available, query_canceled (the statement's time limit)
-            (sqlx::Error::PoolTimedOut, _) | (_, Some("55P03" | "57014")) => Self::Busy,
+            // character_not_in_repertoire, untranslatable_character
+            (_, Some("22021" | "22P05")) => {
+                return Self::Malformed("a text holds a NUL, which cannot be stored".to_owned());
+            }
+            // lock_not_available, query_canceled (the statement's time limit), deadlock_detected
+            (sqlx::Error::PoolTimedOut, _) | (_, Some("55P03" | "57014" | "40P01")) => Self::Busy,
             // admin_shutdown, crash_shutdown, cannot_connect_now
             (sqlx::Error::Io(_), _) | (_, Some("57P01" | "57P02" | "57P03")) => Self::Unavailable,
             _ => return Self::internal(error),

@@ -199,6 +199,21 @@ async fn signing_up_names_the_field_that_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_text_that_cannot_be_stored_is_the_callers_mistake() {
+    let app = TestApp::start().await;
+    let ann = app.sign_up("ann").await;
+    let log_in = json!({ "email": "a\0@b", "password": PASSWORD });
+    let answers = [
+        app.anonymous().post("/api/v1/login", log_in).await,
+        ann.post("/api/v1/keys", json!({ "name": "a\0b", "scopes": ["read"] })).await,
+        ann.get("/api/v1/adapters/a%00b").await,
+    ];
+    for answer in answers {
+        assert_eq!((answer.status, answer.code()), (StatusCode::BAD_REQUEST, "malformed"));
+    }
+}
+
+#[tokio::test]
 async fn nothing_secret_is_stored_in_clear() {
     let app = TestApp::start().await;
     let ann = app.sign_up("ann").await;

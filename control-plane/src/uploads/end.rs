@@ -16,6 +16,11 @@ pub async fn cancel(db: &TenantPool, acting: &Acting, id: UploadId) -> Result<()
     if upload.state == "aborted" {
         return Ok(());
     }
+    // Another upload to it that begins now holds this lock: its version must be seen below.
+    sqlx::query("select from adapter where id = $1 for update")
+        .bind(upload.adapter_id)
+        .execute(&mut *tx)
+        .await?;
     let aborted =
         sqlx::query("update upload set state = 'aborted' where id = $1 and state = 'open'")
             .bind(upload.id)

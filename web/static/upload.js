@@ -2,6 +2,7 @@
 // straight to the object store with presigned URLs, a few at a time, each retried on its own.
 
 const WANTED = ["adapter_config.json", "adapter_model.safetensors"];
+const PICKLE = "adapter_model.bin";
 const PARALLEL = 3;
 const TRIES = 4;
 const MAX_HEADER = 1 << 20;
@@ -26,7 +27,7 @@ export function startUploads() {
     files = Array.from(list).map(({ file, name }) => ({ file, name }));
     showChoice(view, files);
   };
-  view.folder.addEventListener("change", () => choose(Array.from(view.folder.files, (file) => ({ file, name: file.name }))));
+  view.folder.addEventListener("change", () => choose(topLevel(view.folder.files).map((file) => ({ file, name: file.name }))));
   for (const type of ["dragover", "dragleave", "drop"]) {
     view.drop.addEventListener(type, async (event) => {
       event.preventDefault();
@@ -61,8 +62,7 @@ async function run(view, files, name) {
 }
 
 async function upload(view, files, name, signal) {
-  const wanted = WANTED.map((n) => files.find((f) => f.name === n)).filter(Boolean);
-  const chosen = wanted.length ? files.filter((f) => WANTED.includes(f.name) || f.name.endsWith(".bin")) : files;
+  const chosen = toSend(files);
   if (!chosen.length) throw new Error("Choose the adapter's folder first.");
   say(view, 0, "Checking…");
   const start = { files: chosen.map((f) => ({ name: f.name, bytes: f.file.size })), ...(await headers(chosen)) };
@@ -75,6 +75,15 @@ async function upload(view, files, name, signal) {
     await api(view, "DELETE", `/api/v1/uploads/${plan.upload_id}`).catch(() => {});
     throw error;
   }
+}
+
+// Not what else a trainer leaves in the folder. Where a file is missing, the server says what is wrong.
+function toSend(files) {
+  const named = (names) => files.filter((f) => names.includes(f.name));
+  const wanted = named(WANTED);
+  if (wanted.length === WANTED.length) return wanted;
+  const some = named([...WANTED, PICKLE]);
+  return some.length ? some : files;
 }
 
 // The configuration and the tensors' names and shapes: enough to refuse most mistakes at once.
@@ -167,6 +176,11 @@ function showChoice(view, files) {
   view.chosen.textContent = missing.length
     ? `Missing in this folder: ${missing.join(", ")}`
     : WANTED.map((n) => `${n} (${megabytes(files.find((f) => f.name === n).file.size)})`).join(", ");
+}
+
+// A chosen folder comes with all below it; checkpoints in it have files of the same names.
+function topLevel(files) {
+  return Array.from(files).filter((file) => file.webkitRelativePath.split("/").length <= 2);
 }
 
 // A dropped folder comes as an entry whose files must be asked for.

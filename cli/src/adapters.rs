@@ -62,6 +62,10 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
 }
 
 async fn push(args: Push) -> anyhow::Result<()> {
+    // It becomes a part of an address.
+    if args.name.contains(['/', '?', '#', '%']) {
+        bail!("{} is no name: use lower case letters, digits, `.`, `_` and `-`", args.name);
+    }
     let adapter = AdapterFiles::open(&args.dir)?;
     let client = Client::with_key(&args.client.url, &args.client.api_key)?;
     let resume = Resume::for_push(&args, &adapter)?;

@@ -32,6 +32,13 @@ impl AdapterFiles {
     /// Looks at names and the header only; whether the adapter fits the base is the control
     /// plane's to say.
     pub fn open(dir: &Path) -> anyhow::Result<Self> {
+        if dir.is_file() {
+            bail!(
+                "{} is a file: an adapter is a directory with {CONFIG} and {WEIGHTS}; unpack an \
+                 archive first",
+                dir.display()
+            );
+        }
         if !dir.join(WEIGHTS).is_file() && dir.join(PICKLE).is_file() {
             bail!(
                 "{} is a pickle, which can run code and is never read: save the adapter as \
@@ -100,6 +107,7 @@ mod tests {
             ("missing_weights", "adapter_model.safetensors is missing"),
             ("config_not_json", "adapter_config.json is not JSON"),
             ("pickle_bin", "pickle"),
+            ("control_ok.zip", "unpack"),
         ] {
             let error = AdapterFiles::open(&lorikeet_kit::bad_path(case)).err().unwrap();
             assert!(format!("{error:#}").contains(part), "{case}: {error:#}");

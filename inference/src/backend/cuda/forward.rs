@@ -1,6 +1,6 @@
 //! One forward pass of the Llama family, as launches on a stream.
 
-use super::device::{DevicePointer, Stream};
+use super::device::{Device, DevicePointer, Event, Stream};
 use super::error::CudaError;
 use super::gemm::{Gemm, Shape};
 use super::kernels::{
@@ -11,6 +11,7 @@ use super::layout::{Group, Z_STRIDE};
 use super::weights::DeviceWeights;
 use super::workspace::{Buffers, PlanAddresses};
 use lorikeet_contract::Linear;
+use std::sync::Arc;
 
 /// Thread blocks that the light kernels run at most on each multiprocessor.
 const BLOCKS: u32 = 8;
@@ -27,10 +28,28 @@ pub struct Forward<'a> {
     pub has_adapters: bool,
     pub kv: DevicePointer,
     pub stream: &'a Stream,
+    pub beside: &'a Beside,
+}
+
+/// A second stream, for work that may run beside a product.
+pub struct Beside {
+    stream: Stream,
+    fork: Event,
+    join: Event,
+}
+
+impl Beside {
+    pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
+        Ok(Self {
+            stream: device.stream()?,
+            fork: device.event(false)?,
+            join: device.event(false)?,
+        })
+    }
 }
 
 // SAFETY of all launches here: addresses are of `Buffers`, `DeviceWeights` and the plan, made for
-// the largest step; work on one stream runs in order.
+// the largest step; work runs in order on one stream, but for the shrink, which `project` encloses.
 impl Forward<'_> {
     /// Leaves the rows, after the last norm, in `buffers.x`.
     pub fn run(&self) -> Result<(), CudaError> {
@@ -121,22 +140,36 @@ impl Forward<'_> {
         unsafe { self.kernels.launch(self.stream, blocks, &norm) }
     }
 
-    /// `y = W x` and, for rows with adapters, `z = A x`.
+    /// `y = W x` and, beside it, `z = A x` for rows with adapters.
     fn project(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
-        let b = self.buffers;
+        if !self.has_adapters {
+            return self.multiply(layer, group, x);
+        }
+        let beside = self.beside;
+        self.stream.record(&beside.fork)?;
+        beside.stream.wait(&beside.fork)?;
+        // First, so that it finds room before the product has taken the whole device.
+        self.shrink(layer, group, x)?;
+        beside.stream.record(&beside.join)?;
+        self.multiply(layer, group, x)?;
+        self.stream.wait(&beside.join)
+    }
+
+    fn multiply(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
         let (outputs, inputs) = group.shape(&self.weights.config.spec);
         let shape = Shape { outputs, inputs, rows: self.bucket, wide: false };
         let weights = self.weights.layers[layer as usize].group(group);
         // SAFETY: see above.
-        unsafe { self.gemm.multiply(self.stream, shape, weights, x, b.y) }?;
-        if !self.has_adapters {
-            return Ok(());
-        }
+        unsafe { self.gemm.multiply(self.stream, shape, weights, x, self.buffers.y) }
+    }
+
+    fn shrink(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
+        let b = self.buffers;
         let shrink = LoraShrink {
             step: self.plan.counts,
             tiles: self.plan.tiles,
             x,
-            inputs,
+            inputs: group.shape(&self.weights.config.spec).1,
             z: b.z,
             z_stride: Z_STRIDE,
             partials: b.partials,
@@ -146,8 +179,9 @@ impl Forward<'_> {
             first_linear: group.linears()[0].index() as u32,
             linears: group.linears().len() as u32,
         };
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, self.kernels.blocks(u32::MAX, 2), &shrink) }
+        let blocks = self.kernels.blocks(u32::MAX, 2);
+        // SAFETY: see above; what reads `z` waits for both streams.
+        unsafe { self.kernels.launch(&self.beside.stream, blocks, &shrink) }
     }
 
     fn rope_kv(&self, layer: u32) -> Result<(), CudaError> {

@@ -41,7 +41,7 @@ use crate::model::{ModelConfig, ModelWeights};
 use adapters::Adapters;
 use arena::Move;
 use device::{Device, DeviceMemory, DevicePointer, Event, PinnedAllocator, Stream};
-use forward::{Forward, head_shape};
+use forward::{Beside, Forward, head_shape};
 use gemm::{Gemm, Shape, row_buckets};
 use graph::Graph;
 use kernels::Kernels;
@@ -106,6 +106,7 @@ pub struct CudaBackend {
     adapters: Adapters,
     device: Arc<Device>,
     stream: Stream,
+    beside: Beside,
     kernels: Arc<Kernels>,
     weights: Arc<DeviceWeights>,
     gemm: Gemm,
@@ -196,6 +197,7 @@ impl CudaBackend {
             buckets: row_buckets(max_rows),
             head_buckets: row_buckets(LOGIT_ROWS.min(max_rows)),
             limits,
+            beside: Beside::new(&device)?,
             device,
             stream,
             kernels,
@@ -293,6 +295,7 @@ impl CudaBackend {
             has_adapters: key.has_adapters,
             kv: self.arena.address(),
             stream: &self.stream,
+            beside: &self.beside,
         }
     }
 }

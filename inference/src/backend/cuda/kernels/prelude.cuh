@@ -142,6 +142,43 @@ __device__ __forceinline__ const AdapterModule* module_of(const Tile& tile, int 
     return module->rank == 0 ? nullptr : module;
 }
 
+// acc += B z for 32 GROUPS columns; `b` is the first column's row of B. ALIGNED: the rank is a
+// multiple of 8, so that every row of B starts at 16 bytes.
+template <int GROUPS, bool ALIGNED>
+__device__ __forceinline__ void expand_from(
+    float (&acc)[GROUPS][4][4], const Tile& tile, const u16* b, int rank, const u16* z, int z_stride) {
+    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    const u16* upper_z = z + (u64)g * z_stride;
+    const u16* lower_z = upper_z + (u64)8 * z_stride;
+    const bool has_upper = g < tile.rows, has_lower = g + 8 < tile.rows;
+    for (int k = 8 * q; k - 8 * q < rank; k += 32) {
+        const bool exists = k < rank;
+        const uint4 upper = exists && has_upper ? *(const uint4*)(upper_z + k) : zero16();
+        const uint4 lower = exists && has_lower ? *(const uint4*)(lower_z + k) : zero16();
+        // From one tile to the next, a lane's column moves by 2.
+        const u16* from = b + permuted(0, g) * rank + k;
+#pragma unroll
+        for (int group = 0; group < GROUPS; ++group) {
+            // All loads first: one after the other they would wait for memory each time.
+            uint4 columns[4];
+#pragma unroll
+            for (int t = 0; t < 4; ++t) {
+                if (ALIGNED) {
+                    columns[t] = exists ? *(const uint4*)from : zero16();
+                } else {
+                    columns[t] = load8(from, rank - k);
+                }
+                from += 2 * rank;
+            }
+            from += 24 * rank;
+#pragma unroll
+            for (int t = 0; t < 4; ++t) {
+                mma32(acc[group][t], upper, lower, columns[t]);
+            }
+        }
+    }
+}
+
 // acc = B z for 32 GROUPS columns from `column` on of one adapter's linear; 0 without an adapter.
 template <int GROUPS>
 __device__ __forceinline__ void expand(
@@ -154,34 +191,13 @@ __device__ __forceinline__ void expand(
     if (module == nullptr) {
         return;
     }
-    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
     const int rank = module->rank;
-    const bool aligned = rank % 8 == 0; // every row of B starts at 16 bytes
-    const u16* b = (const u16*)(tile.adapter + module->b);
-    const u16* upper_z = z + (u64)(tile.first_row + g) * z_stride + module->z;
-    const u16* lower_z = upper_z + (u64)8 * z_stride;
-    for (int k = 8 * q; k - 8 * q < rank; k += 32) {
-        const bool exists = k < rank;
-        const uint4 upper = exists && g < tile.rows ? *(const uint4*)(upper_z + k) : zero16();
-        const uint4 lower = exists && g + 8 < tile.rows ? *(const uint4*)(lower_z + k) : zero16();
-#pragma unroll
-        for (int group = 0; group < GROUPS; ++group) {
-            // All loads first: one after the other they would wait for memory each time.
-            uint4 columns[4];
-#pragma unroll
-            for (int t = 0; t < 4; ++t) {
-                const u16* from = b + (u64)(column + 32 * group + permuted(t, g)) * rank + k;
-                if (aligned) {
-                    columns[t] = exists ? *(const uint4*)from : zero16();
-                } else {
-                    columns[t] = load8(from, rank - k);
-                }
-            }
-#pragma unroll
-            for (int t = 0; t < 4; ++t) {
-                mma32(acc[group][t], upper, lower, columns[t]);
-            }
-        }
+    const u16* b = (const u16*)(tile.adapter + module->b) + (u64)column * rank;
+    const u16* own_z = z + (u64)tile.first_row * z_stride + module->z;
+    if (rank % 8 == 0) {
+        expand_from<GROUPS, true>(acc, tile, b, rank, own_z, z_stride);
+    } else {
+        expand_from<GROUPS, false>(acc, tile, b, rank, own_z, z_stride);
     }
 }
 

@@ -3,7 +3,7 @@
 #define GROUPS 2
 #define WARPS 4
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) residual(
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) residual(
     const Step* step, const Tile* tiles, const u16* y, const u16* z, u32 z_stride, float* hidden,
     u32 width, u32 layer, u32 linear) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;

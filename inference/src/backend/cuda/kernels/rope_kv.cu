@@ -7,7 +7,7 @@
 #define GROUPS (HEAD_DIM / 32)
 #define WARPS 4
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) rope_kv(
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) rope_kv(
     const Step* step, const Row* rows, const Tile* tiles, const u16* y, const u16* z, u32 z_stride,
     const float* cosines, const float* sines, u16* queries, u16* kv, u32 heads, u32 kv_heads,
     u32 layer, u32 layers) {

@@ -3,7 +3,7 @@
 #define GROUPS 2
 #define WARPS 4
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32) silu_mul(
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) silu_mul(
     const Step* step, const Tile* tiles, const u16* y, const u16* z, u32 z_stride, u16* out, u32 width, u32 layer) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const u32 columns = width / (32 * GROUPS);

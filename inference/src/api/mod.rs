@@ -94,7 +94,7 @@ async fn mint_request_id(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// The panic itself is printed by the process's hook; its message may quote a prompt and goes nowhere.
+/// The process's hook logs where the panic was; its message may quote a prompt and goes nowhere.
 fn panicked(_: Box<dyn Any + Send>) -> Response {
     ApiError::Internal.into_response()
 }

@@ -52,8 +52,9 @@ pub enum EngineError {
     Contract(&'static str),
     #[error("the adapter cache: {0}")]
     AdapterCache(#[from] std::io::Error),
-    #[error("panic: {0}")]
-    Panic(String),
+    /// What the panic said may quote a prompt and goes nowhere; the process's hook logs where it was.
+    #[error("a panic")]
+    Panic,
 }
 
 /// A submitted step that has not been collected.

@@ -4,7 +4,6 @@ use super::handle::{CONTROL_COMMANDS, Command};
 use super::{Engine, EngineConfig, EngineError, EngineHandle, EngineState, EngineStats};
 use crate::adapters::loader::{AdapterSource, Loader};
 use crate::backend::{Backend, BackendError};
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -108,11 +107,5 @@ impl Engine {
 /// Runs what may panic; a panic is an error like others.
 fn caught<T>(run: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
     // What a panic may have left half-done is only read to end the requests.
-    catch_unwind(AssertUnwindSafe(run))
-        .unwrap_or_else(|panic| Err(EngineError::Panic(text(&*panic))))
-}
-
-fn text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or(Err(EngineError::Panic))
 }

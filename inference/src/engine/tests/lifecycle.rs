@@ -134,11 +134,12 @@ async fn a_panic_ends_every_request_and_says_that_the_engine_has_stopped() {
     }
     for reader in readers {
         let reader = end_of(reader).await;
-        assert!(
-            matches!(reader.error(), Some(RequestError::Engine(reason)) if reason.contains("injected"))
-        );
+        let told = reader.error().expect("it failed");
+        assert!(matches!(told, RequestError::Engine(_)));
+        assert!(!told.to_string().contains("injected"), "a panic's message may quote a prompt");
     }
-    assert!(matches!(thread.join().unwrap(), Err(EngineError::Panic(_))));
+    let ended = thread.join().unwrap().expect_err("a panic");
+    assert!(matches!(ended, EngineError::Panic));
     assert!(matches!(handle.stats().state, EngineState::Stopped(_)));
     let refused = handle.try_submit(request(1, None, &PROMPT, 20).0);
     assert_eq!(refused, Err(SubmitError::Stopped));

@@ -16,6 +16,7 @@ mod link_tls;
 mod logging;
 mod migrate;
 mod nodes;
+mod panics;
 mod predecessor;
 mod signals;
 mod variables;
@@ -28,6 +29,7 @@ use tokio::runtime::{Builder, Runtime};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::init(cli.log_format);
+    panics::log_without_messages();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,6 +1,7 @@
 //! The node from outside: real sockets, a simulated device, and a control plane told what to say.
 
 mod access;
+mod canary;
 mod chat;
 mod control_plane;
 mod failures;

@@ -1,0 +1,141 @@
+//! Nothing that a customer sends or gets may be read in a log, at whatever level.
+
+use super::control_plane::ControlPlane;
+use super::harness::{Customer, Node, adapter, chat, text};
+use super::sse::{self, Events};
+use crate::model::Specials;
+use crate::model::fixture::base_model;
+use lorikeet_contract::key::ApiKey;
+use lorikeet_contract::link::{AdapterState, revocation::Target};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Command;
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::format::FmtSpan;
+
+/// Set for the child; the key that it uses, and the file that it leaves the answers in.
+const CHILD_KEY: &str = "LORIKEET_TEST_CANARY_KEY";
+const CHILD_ANSWERS: &str = "LORIKEET_TEST_CANARY_ANSWERS";
+
+const PROMPT: &str = "A canary sings of the crimson harvester at Qaanaaq.";
+const LISTENING: &str = "the log is being listened to";
+
+/// The log belongs to the whole process, so the chats happen in one of their own.
+#[test]
+fn no_prompt_answer_or_key_is_ever_logged() {
+    if let Ok(key) = std::env::var(CHILD_KEY) {
+        let answers = std::env::var(CHILD_ANSWERS).expect("set with the key");
+        return tokio::runtime::Runtime::new().expect("a runtime").block_on(chats(&key, &answers));
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let answers = directory.path().join("answers");
+    let key = ApiKey::generate();
+    let this_test = std::thread::current().name().expect("a test's thread").to_owned();
+    let child = Command::new(std::env::current_exe().expect("this binary"))
+        .args(["--exact", &this_test, "--nocapture"])
+        .env(CHILD_KEY, key.reveal())
+        .env(CHILD_ANSWERS, &answers)
+        .output()
+        .expect("it runs");
+    let log = [child.stdout, child.stderr].concat();
+    let log = String::from_utf8_lossy(&log);
+    assert!(child.status.success(), "{log}");
+    for line in [LISTENING, "node ready", "request failed", "TRACE"] {
+        assert!(log.contains(line), "{line}: nothing was listened to");
+    }
+
+    let mut canaries = vec![PROMPT.to_owned(), token_ids(), key.reveal().to_owned()];
+    canaries.push(key.reveal().split('_').nth(3).expect("a secret").to_owned());
+    canaries.extend(needles(&answers));
+    for canary in canaries {
+        let leak = log.lines().find(|line| line.contains(&canary));
+        assert!(leak.is_none(), "`{canary}` is logged: {leak:?}");
+    }
+}
+
+/// The prompt as a log would show the tokens of it.
+fn token_ids() -> String {
+    let tokens = base_model().tokenizer.encode(PROMPT, Specials::AsText).expect("text has tokens");
+    format!("{:?}", &tokens[1..6]).trim_matches(['[', ']']).to_owned()
+}
+
+/// Of each answer what no log line has by chance, and would have unescaped: its longest plain part. A
+/// chunk is short, and looked for in quotes.
+fn needles(answers: &Path) -> Vec<String> {
+    let answers = std::fs::read(answers).expect("the child has left them");
+    let answers: Vec<(bool, String)> = serde_json::from_slice(&answers).expect("JSON");
+    let plain = |text: &str| -> String {
+        let parts = text.split(|c: char| c.is_control() || "\"\\'".contains(c));
+        parts.max_by_key(|part| part.len()).unwrap_or_default().to_owned()
+    };
+    let (chunks, wholes): (Vec<_>, Vec<_>) = answers.into_iter().partition(|(chunk, _)| *chunk);
+    let wholes: Vec<_> = wholes.iter().map(|(_, text)| plain(text)).collect();
+    let chunks = chunks.into_iter().filter(|(_, text)| text.len() > 4 && plain(text) == *text);
+    let chunks: Vec<_> = chunks.map(|(_, text)| format!("\"{text}\"")).collect();
+    assert!(wholes.iter().all(|needle| needle.len() > 16) && wholes.len() > 1, "{wholes:?}");
+    assert!(chunks.len() > 3, "{chunks:?}");
+    [wholes, chunks].concat()
+}
+
+async fn chats(key: &str, answers: &str) {
+    tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::TRACE)
+        .with_span_events(FmtSpan::FULL)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    tracing::trace!("{LISTENING}");
+    let customer = Customer { key: ApiKey::parse(key).expect("a key"), ..Customer::new() };
+    let lost = adapter(customer.adapter("lost", AdapterState::Servable));
+    let control_plane = ControlPlane::start([customer.resources(), vec![lost]].concat());
+    let node = Node::ready(&control_plane, |_| {}).await;
+    let of_canary = |more: Value| {
+        let mut body = chat(more);
+        body["messages"][0]["content"] = PROMPT.into();
+        body
+    };
+
+    let whole =
+        node.chat(&customer, of_canary(json!({ "max_tokens": 24, "logprobs": true }))).await;
+    let streamed = of_canary(json!({ "max_tokens": 24, "seed": 2, "stream": true }));
+    let chunks = Events::of(node.post(key, &streamed).await).rest().await;
+    let endless = of_canary(json!({ "max_tokens": 4000, "seed": 3, "stream": true }));
+    let mut cut = Events::of(node.post(key, &endless).await);
+    cut.next().await.expect("it runs");
+    drop(cut);
+
+    let role = json!([{ "role": PROMPT, "content": PROMPT }]);
+    let part = json!([{ "role": "user", "content": [{ "type": PROMPT }] }]);
+    for (more, status) in [
+        (json!({ "model": "lost" }), StatusCode::SERVICE_UNAVAILABLE),
+        (json!({ "messages": role }), StatusCode::BAD_REQUEST),
+        (json!({ "messages": part }), StatusCode::BAD_REQUEST),
+        (json!({ "max_tokens": PROMPT }), StatusCode::BAD_REQUEST),
+        (json!({ "max_tokens": 1_000_000 }), StatusCode::BAD_REQUEST),
+    ] {
+        let mut body = of_canary(json!({}));
+        for (name, value) in more.as_object().expect("an object") {
+            body[name] = value.clone();
+        }
+        assert_eq!(node.post(key, &body).await.status(), status, "{more}");
+    }
+    let (status, _) = node.refused(&format!("{key}x"), json!({})).await;
+    assert_eq!(status, StatusCode::UNAUTHORIZED);
+
+    let mut revoked = Events::of(node.post(key, &endless).await);
+    let mut begun = vec![revoked.next().await.expect("it runs")];
+    control_plane.revoke(Target::KeyId(customer.key_id.to_string())).await;
+    begun.extend(revoked.rest().await);
+    assert_eq!(begun.pop().expect("a last event")["error"]["code"], "access_revoked");
+
+    let wholes = [text(&whole).to_owned(), sse::text(&chunks), sse::text(&begun)];
+    let pieces = chunks.iter().map(|chunk| sse::text(std::slice::from_ref(chunk)));
+    let answered: Vec<_> = wholes
+        .map(|text| (false, text))
+        .into_iter()
+        .chain(pieces.map(|text| (true, text)))
+        .collect();
+    std::fs::write(answers, serde_json::to_vec(&answered).expect("JSON")).expect("written");
+    node.stop().await;
+}

@@ -232,6 +232,7 @@ async fn request(
             EngineEvent::Token(_) => timeline.tokens.push(now),
             EngineEvent::Finished { .. } => timeline.is_finished = true,
             EngineEvent::Failed { error, .. } => anyhow::bail!("a request failed: {error}"),
+            EngineEvent::Started { .. } => {}
         }
         if now >= end {
             break;

@@ -11,11 +11,7 @@ use crate::usage::{Admission, Meter};
 use lorikeet_contract::RequestId;
 use lorikeet_contract::link::FinishReason as Billed;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc;
-
-/// After a stop string, how long the engine's last word on the request is waited for.
-const CANCEL_WITHIN: Duration = Duration::from_secs(1);
 
 /// Dropping it cancels the request: the engine sees its events unread, and the account closes with
 /// what was delivered.
@@ -123,19 +119,24 @@ impl Generation {
     pub async fn next(&mut self) -> Result<Progress, ApiError> {
         loop {
             match self.events.recv().await {
+                Some(EngineEvent::Started { cached_tokens }) => {
+                    self.cached_tokens = cached_tokens;
+                    self.meter.note_cached(cached_tokens);
+                }
                 Some(EngineEvent::Token(token)) => {
                     self.completion_tokens += 1;
                     let piece = self.answer.push(&self.api.tokenizer, &token);
                     if piece.stopped {
-                        self.settle().await;
+                        // What the engine still does for it is nobody's any more.
+                        self.events.close();
+                        self.api.engine.cancel(self.id);
                         return Ok(Progress::End(piece, Ending::Stop));
                     }
                     if !piece.is_empty() {
                         return Ok(Progress::Piece(piece));
                     }
                 }
-                Some(EngineEvent::Finished { reason, usage }) => {
-                    self.cached_tokens = usage.cached_tokens;
+                Some(EngineEvent::Finished { reason, .. }) => {
                     let piece = self.answer.finish();
                     let ending = match reason {
                         _ if piece.stopped => Ending::Stop,
@@ -145,8 +146,7 @@ impl Generation {
                     };
                     return Ok(Progress::End(piece, ending));
                 }
-                Some(EngineEvent::Failed { error, usage }) => {
-                    self.cached_tokens = usage.cached_tokens;
+                Some(EngineEvent::Failed { error, .. }) => {
                     tracing::warn!(request = %self.id, %error, "request failed");
                     return Err(error.into());
                 }
@@ -175,7 +175,7 @@ impl Generation {
             Ending::Stop => Billed::Stop,
             Ending::Length => Billed::Length,
         };
-        self.meter.finish(reason, self.cached_tokens).wait().await?;
+        self.meter.finish(reason).wait().await?;
         Ok(counts)
     }
 
@@ -187,27 +187,8 @@ impl Generation {
             _ => Billed::Error,
         };
         // While the log is not writable the record stays in memory; the client gets its error now.
-        let _ = self.meter.finish(reason, self.cached_tokens).wait().await;
+        let _ = self.meter.finish(reason).wait().await;
         error
-    }
-
-    /// Ends the engine's work after a stop string, and learns how much of the prompt was cached.
-    async fn settle(&mut self) {
-        self.api.engine.cancel(self.id);
-        let last_word = async {
-            loop {
-                match self.events.recv().await {
-                    Some(EngineEvent::Token(_)) => {}
-                    Some(
-                        EngineEvent::Finished { usage, .. } | EngineEvent::Failed { usage, .. },
-                    ) => return usage.cached_tokens,
-                    None => return 0,
-                }
-            }
-        };
-        self.cached_tokens =
-            tokio::time::timeout(CANCEL_WITHIN, last_word).await.unwrap_or_default();
-        self.events.close();
     }
 }
 

@@ -10,11 +10,25 @@ impl Engine {
         self.step += 1;
         fill(&mut self.batch, self.step, &plan, &self.scheduler);
         let ticket = self.backend.submit(&self.batch)?;
+        self.announce(&plan);
         self.stats.send_modify(|stats| {
             report(&mut stats.last_step, self.step, &plan, &self.scheduler);
         });
         self.in_flight.push_back(InFlight { plan, ticket });
         Ok(())
+    }
+
+    /// Tells those whose first rows these are how much of their prompt was in the cache.
+    fn announce(&self, plan: &StepPlan) {
+        for planned in plan.sequences.iter().filter(|planned| planned.is_first) {
+            let request = self.requests.get(&planned.sequence);
+            let sequence = self.scheduler.get(planned.sequence);
+            if let (Some(request), Some(sequence)) = (request, sequence) {
+                let cached_tokens = sequence.cached_tokens();
+                // A reader that is gone is noticed by the next round.
+                let _ = request.events.try_send(EngineEvent::Started { cached_tokens });
+            }
+        }
     }
 
     /// Waits for the oldest submitted step and commits it. False when there is none.

@@ -34,6 +34,9 @@ pub struct EngineRequest {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum EngineEvent {
+    /// It runs: so many of the prompt's tokens came from the prefix cache. Comes before any token, so
+    /// that the count is known of requests that are cut short, too.
+    Started { cached_tokens: u32 },
     /// The next token. Tokens arrive in order, without gaps.
     Token(SampledToken),
     /// Last event of a request that ended well.

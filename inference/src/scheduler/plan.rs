@@ -36,6 +36,8 @@ pub struct PlannedSequence {
     /// Of the first row.
     pub position: usize,
     pub rows: usize,
+    /// The sequence had no rows before: what it found in the cache is known now.
+    pub is_first: bool,
     /// The last row is the last token known, or being drawn: it gives the next one.
     pub samples: bool,
     /// The one row is the latest token of the answer.

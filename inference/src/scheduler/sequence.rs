@@ -171,6 +171,7 @@ impl Sequence {
             sequence: self.id,
             position,
             rows,
+            is_first: self.admissions == 1 && position == self.cached_tokens as usize,
             samples,
             is_decode: rows == 1 && position >= self.prompt_len,
             follows_pending,

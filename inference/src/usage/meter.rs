@@ -44,6 +44,8 @@ impl Admission {
 pub(super) struct Counts {
     /// Accepted by the HTTP body.
     pub completion: AtomicU64,
+    /// Of the prompt, found in the prefix cache.
+    pub cached: AtomicU64,
     /// 0: none yet.
     pub first_token_unix_ms: AtomicI64,
 }
@@ -51,6 +53,7 @@ pub(super) struct Counts {
 impl Counts {
     pub fn write_to(&self, record: &mut UsageRecord) {
         record.completion_tokens = self.completion.load(Ordering::Acquire);
+        record.cached_tokens = self.cached.load(Ordering::Acquire).min(record.prompt_tokens);
         record.first_token_unix_ms = self.first_token_unix_ms.load(Ordering::Acquire);
     }
 }
@@ -99,17 +102,21 @@ impl Meter {
         Ok(())
     }
 
-    /// Closes the account with the tokens delivered so far.
-    pub fn finish(mut self, reason: FinishReason, cached_tokens: u32) -> Durable {
-        self.close(reason, cached_tokens)
+    /// So many tokens of the prompt came from the prefix cache.
+    pub fn note_cached(&self, cached_tokens: u32) {
+        self.counts.cached.store(cached_tokens.into(), Ordering::Release);
     }
 
-    fn close(&mut self, reason: FinishReason, cached_tokens: u32) -> Durable {
+    /// Closes the account with the tokens delivered so far.
+    pub fn finish(mut self, reason: FinishReason) -> Durable {
+        self.close(reason)
+    }
+
+    fn close(&mut self, reason: FinishReason) -> Durable {
         let (done, durable) = oneshot::channel();
         let Some(permit) = self.permit.take() else { return Durable(durable) };
         let mut record = std::mem::take(&mut self.record);
         self.counts.write_to(&mut record);
-        record.cached_tokens = u64::from(cached_tokens).min(record.prompt_tokens);
         finalize(&mut record, reason, unix_ms());
         self.log.send(Command::Final { record, done, permit });
         Durable(durable)
@@ -118,7 +125,7 @@ impl Meter {
 
 impl Drop for Meter {
     fn drop(&mut self) {
-        drop(self.close(FinishReason::Cancelled, 0));
+        drop(self.close(FinishReason::Cancelled));
     }
 }
 

@@ -77,7 +77,8 @@ async fn a_finished_request_leaves_an_open_and_a_final_with_what_was_delivered()
     let (meter, opened) = log.admit(&admitted).expect("room");
     opened.wait().await.expect("durable");
     meter.deliver(3).expect("writable");
-    meter.finish(FinishReason::Stop, 4).wait().await.expect("durable");
+    meter.note_cached(4);
+    meter.finish(FinishReason::Stop).wait().await.expect("durable");
     assert_eq!(*log.durable_seq().borrow(), records_on_disk(dir.path()));
     log.close();
 
@@ -211,7 +212,7 @@ async fn a_full_disk_refuses_new_requests_and_loses_none_of_the_running_ones() {
     assert_eq!(opened.wait().await, Err(LogError::Unwritable));
     assert_eq!(log.admit(&admission()).err(), Some(LogError::Unwritable));
     assert_eq!(running.deliver(2), Err(LogError::Unwritable), "nothing goes out unbilled");
-    let ended = running.finish(FinishReason::Error, 0).wait().await;
+    let ended = running.finish(FinishReason::Error).wait().await;
     assert_eq!(ended, Err(LogError::Unwritable), "not durable, and nobody is kept waiting");
     drop(late);
 
@@ -235,7 +236,7 @@ async fn requests_past_the_limit_are_refused_and_a_final_makes_room() {
     let (first, _) = log.admit(&admission()).expect("room");
     let (_second, _) = log.admit(&admission()).expect("room");
     assert_eq!(log.admit(&admission()).err(), Some(LogError::Full));
-    first.finish(FinishReason::Stop, 0).wait().await.expect("durable");
+    first.finish(FinishReason::Stop).wait().await.expect("durable");
     assert!(log.admit(&admission()).is_ok());
 }
 
@@ -271,7 +272,7 @@ fn written_log() -> &'static TempDir {
         for n in 0..15 {
             let (meter, _opened) = log.admit(&admission()).expect("room");
             meter.deliver(n).expect("writable");
-            let durable = meter.finish(FinishReason::Stop, 0);
+            let durable = meter.finish(FinishReason::Stop);
             futures::executor::block_on(durable.wait()).expect("durable");
         }
         log.close();
@@ -354,7 +355,7 @@ proptest! {
                 (1, _) => running[which % running.len()].deliver(9).expect("writable"),
                 _ => {
                     let meter = running.swap_remove(which % running.len());
-                    let durable = meter.finish(FinishReason::Length, 0);
+                    let durable = meter.finish(FinishReason::Length);
                     futures::executor::block_on(durable.wait()).expect("durable");
                     durable_finals += 1;
                 }

@@ -204,6 +204,8 @@ pub struct Reader {
     pub id: RequestId,
     events: mpsc::Receiver<EngineEvent>,
     pub tokens: Vec<u32>,
+    /// Of its prompt, since it runs.
+    cached: Option<u32>,
     pub end: Option<End>,
 }
 
@@ -212,6 +214,10 @@ impl Reader {
         while let Ok(event) = self.events.try_recv() {
             assert!(self.end.is_none(), "an event after the last one");
             match event {
+                EngineEvent::Started { cached_tokens } => {
+                    assert!(self.cached.is_none() && self.tokens.is_empty(), "once, and first");
+                    self.cached = Some(cached_tokens);
+                }
                 EngineEvent::Token(token) => self.tokens.push(token.token),
                 EngineEvent::Finished { reason, usage } => {
                     self.end = Some(End::Finished(reason, usage));
@@ -223,6 +229,7 @@ impl Reader {
         }
         if let Some(end) = &self.end {
             assert_eq!(end.usage().completion_tokens as usize, self.tokens.len());
+            assert_eq!(end.usage().cached_tokens, self.cached.unwrap_or_default());
         }
     }
 
@@ -267,7 +274,7 @@ pub fn request(
         deadline: None,
         events: sender,
     };
-    let reader = Reader { id: request.id, events, tokens: Vec::new(), end: None };
+    let reader = Reader { id: request.id, events, tokens: Vec::new(), cached: None, end: None };
     (request, reader)
 }
 

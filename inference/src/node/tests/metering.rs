@@ -50,6 +50,38 @@ async fn a_client_that_goes_away_cancels_its_request_and_pays_for_what_it_was_se
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_cache_had_of_a_prompt_is_accounted_also_when_the_answer_is_cut_short() {
+    let customer = Customer::new();
+    let control_plane = ControlPlane::start(customer.resources());
+    let node = Node::ready(&control_plane, slowly).await;
+    let again = |more| {
+        let mut body = chat(more);
+        body["messages"][0]["content"] = "Tell me of lorikeets. ".repeat(20).into();
+        body
+    };
+    let first = node.chat(&customer, again(json!({}))).await;
+    assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    let text = super::harness::text(&first).to_owned();
+
+    let request = again(json!({ "stream": true, "max_tokens": 4000 }));
+    let mut cut = Events::of(node.post(customer.key.reveal(), &request).await);
+    cut.next().await.expect("it runs");
+    drop(cut);
+    let stop = text.chars().take(4).collect::<String>();
+    let stopped = node.chat(&customer, again(json!({ "stop": stop }))).await;
+    assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
+
+    let whole = node.chat(&customer, again(json!({}))).await;
+    let cached = whole["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+    let cached = cached.filter(|n| *n > 0).expect("the cache has the prompt");
+    assert_eq!(stopped["usage"]["prompt_tokens_details"]["cached_tokens"], cached);
+    let seen = control_plane.until("all finals", |s| s.finals().len() == 4).await;
+    let cut = seen.finals_with(FinishReason::Cancelled);
+    assert_eq!(cut.iter().map(|record| record.cached_tokens).collect::<Vec<_>>(), [cached]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_crash_each_durable_record_arrives_once_and_open_requests_are_closed() {
     let customer = Customer::new();
     let control_plane = ControlPlane::start(customer.resources());

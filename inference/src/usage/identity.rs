@@ -15,7 +15,14 @@ pub struct LogIdentity {
 }
 
 /// The lock is released when this is dropped, and by the kernel when the process dies.
-pub struct DirLock(#[expect(dead_code, reason = "held for its lock")] File);
+pub struct DirLock(File);
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child between fork and exec holds a copy of the descriptor.
+        let _ = rustix::fs::flock(&self.0, rustix::fs::FlockOperation::Unlock);
+    }
+}
 
 pub fn lock(dir: &Path) -> Result<DirLock, LogError> {
     fs::create_dir_all(dir).map_err(|e| LogError::io(dir, e))?;

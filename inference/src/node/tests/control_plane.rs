@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status, Streaming};
 pub const EPOCH: u64 = 7;
 
 /// How long a test waits for what must happen.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct World {

@@ -5,7 +5,11 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
+
+/// So long a start waits for the process before it to let go of the directory.
+const PREDECESSOR: Duration = Duration::from_secs(3);
 
 /// A record's identity is this, the node's id and its sequence number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,10 +32,16 @@ pub fn lock(dir: &Path) -> Result<DirLock, LogError> {
     fs::create_dir_all(dir).map_err(|e| LogError::io(dir, e))?;
     let path = dir.join("lock");
     let file = File::create(&path).map_err(|e| LogError::io(&path, e))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(DirLock(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(LogError::Locked(dir.to_owned())),
-        Err(e) => Err(LogError::io(&path, e.into())),
+    let started = Instant::now();
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(DirLock(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) if started.elapsed() < PREDECESSOR => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(LogError::Locked(dir.to_owned())),
+            Err(e) => return Err(LogError::io(&path, e.into())),
+        }
     }
 }
 

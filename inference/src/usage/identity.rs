@@ -28,6 +28,7 @@ impl Drop for DirLock {
     }
 }
 
+/// Blocks for up to [`PREDECESSOR`] while another process holds the directory.
 pub fn lock(dir: &Path) -> Result<DirLock, LogError> {
     fs::create_dir_all(dir).map_err(|e| LogError::io(dir, e))?;
     let path = dir.join("lock");

@@ -14,7 +14,7 @@
 //! - When the disk refuses a record, new requests are refused and running ones end; their records
 //!   stay in memory, in order, until the disk takes them.
 //! - After a crash, a request that was open gets `final{crashed}` from its last durable progress, so
-//!   at most one progress interval (1 s) of each request in flight goes unbilled. A response that was
+//!   at most one progress interval (0.5 s) of each request in flight goes unbilled. A response that was
 //!   handed over whole is billed even if the network loses it afterwards: at most one a connection.
 //! - A torn tail costs the last record only. Damage anywhere else stops the node, with file and offset.
 

@@ -18,6 +18,7 @@ use lorikeet_inference::engine::{self, EngineConfig, EngineEvent, EngineHandle, 
 use lorikeet_inference::kv::BlockId;
 use lorikeet_inference::sampling::SamplingParams;
 use lorikeet_inference::scheduler::SchedulerConfig;
+use lorikeet_inference::share::TenantShare;
 use std::io::Cursor;
 use std::path::Path;
 use std::sync::Arc;
@@ -77,6 +78,7 @@ fn submit(
     let request = EngineRequest {
         id: RequestId::new(),
         tenant: adapter.key.tenant,
+        share: TenantShare::default(),
         key: None,
         adapter: Some(Arc::clone(adapter)),
         prompt,

@@ -12,6 +12,7 @@ use crate::engine::{self, EngineConfig, EngineEvent, EngineHandle, EngineRequest
 use crate::model::ModelConfig;
 use crate::sampling::SamplingParams;
 use crate::scheduler::SchedulerConfig;
+use crate::share::TenantShare;
 use anyhow::Context;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -210,6 +211,7 @@ async fn request(
     let request = EngineRequest {
         id: RequestId::from_uuid(uuid::Uuid::now_v7()),
         tenant: TenantId::from_uuid(uuid::Uuid::nil()),
+        share: TenantShare::default(),
         key: None,
         adapter,
         prompt,

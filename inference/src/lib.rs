@@ -15,6 +15,7 @@ pub mod model;
 pub mod node;
 pub mod sampling;
 pub mod scheduler;
+pub mod share;
 pub mod usage;
 
 #[cfg(test)]

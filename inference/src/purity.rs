@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const PURE: [&str; 3] = ["scheduler", "kv", "adapters/residency"];
 
 /// What pure code may name of this crate: other pure code, and plain data.
-const PLAIN: [&str; 9] = [
+const PLAIN: [&str; 10] = [
     "crate::adapters::residency",
     "crate::adapters::{Adapter",
     "crate::adapters::Adapter",
@@ -16,6 +16,7 @@ const PLAIN: [&str; 9] = [
     "crate::backend::HostAdapter",
     "crate::kv::",
     "crate::sampling::",
+    "crate::share::",
 ];
 
 /// Clocks, threads, runtimes, devices and switches.

@@ -7,6 +7,7 @@ use super::error::ApiError;
 use super::models::{Target, resolve};
 use super::request::ChatRequest;
 use crate::engine::{EngineEvent, EngineRequest, FinishReason};
+use crate::share::TenantShare;
 use crate::usage::{Admission, Meter};
 use lorikeet_contract::RequestId;
 use lorikeet_contract::link::FinishReason as Billed;
@@ -74,6 +75,7 @@ impl Generation {
         api.engine.try_submit(EngineRequest {
             id,
             tenant: caller.tenant,
+            share: TenantShare::default(),
             key: Some(caller.key),
             adapter,
             prompt,

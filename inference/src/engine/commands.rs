@@ -63,6 +63,7 @@ impl Engine {
         let EngineRequest {
             id: request_id,
             tenant,
+            share,
             key,
             adapter,
             prompt,
@@ -85,6 +86,7 @@ impl Engine {
         let new = NewSequence {
             id,
             tenant,
+            share,
             adapter,
             max_len: prompt.len().saturating_add(max_tokens as usize).min(context),
             prompt,

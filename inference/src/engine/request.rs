@@ -3,6 +3,7 @@
 use crate::adapters::AdapterManifest;
 use crate::backend::SampledToken;
 use crate::sampling::SamplingParams;
+use crate::share::TenantShare;
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use tokio::sync::mpsc;
 pub struct EngineRequest {
     pub id: RequestId,
     pub tenant: TenantId,
+    /// The tenant's, as the manifest has it now.
+    pub share: TenantShare,
     /// The API key it came with; a revoked key ends the requests that run under it.
     pub key: Option<KeyId>,
     /// None: the base model.

@@ -6,6 +6,7 @@ use crate::adapters::{AdapterKey, AdapterManifest};
 use crate::backend::batch::SequenceId;
 use crate::kv::{BlockPool, BlockTable, PrefixScope};
 use crate::sampling::SamplingParams;
+use crate::share::TenantShare;
 use lorikeet_contract::TenantId;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 pub struct NewSequence {
     pub id: SequenceId,
     pub tenant: TenantId,
+    pub share: TenantShare,
     pub adapter: Option<Arc<AdapterManifest>>,
     /// Not empty.
     pub prompt: Vec<u32>,

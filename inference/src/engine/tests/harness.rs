@@ -11,6 +11,7 @@ use crate::engine::{
 };
 use crate::sampling::SamplingParams;
 use crate::scheduler::SchedulerConfig;
+use crate::share::TenantShare;
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, ModuleEntry, TensorRef};
 use lorikeet_contract::{
     AdapterDigest, ArtifactDigest, BaseModelSpec, KeyId, Linear, RequestId, TenantId, WeightsDigest,
@@ -263,6 +264,7 @@ pub fn request(
     let request = EngineRequest {
         id: RequestId::new(),
         tenant: tenant(tenant_id),
+        share: TenantShare::default(),
         key: Some(key_id(tenant_id)),
         adapter: adapter.cloned(),
         prompt: prompt.to_vec(),

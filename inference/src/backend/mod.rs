@@ -72,11 +72,16 @@ pub struct UploadDone {
     pub result: Result<(), BackendError>,
 }
 
-/// Errors of a backend. `Adapter` concerns one adapter; `Device` ends the engine.
+/// Errors of a backend. `Adapter` concerns one adapter, `NoRoomYet` passes by itself, `Device` ends
+/// the engine.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BackendError {
     #[error("the adapter cannot be placed on the device: {0}")]
     Adapter(String),
+    /// The adapter's bytes are free, but not in one piece, or too many uploads are queued. It fits
+    /// once the uploads under way have ended: try again then. Not the adapter's fault.
+    #[error("no contiguous room for the adapter's {bytes} bytes yet")]
+    NoRoomYet { bytes: u64 },
     #[error("out of {what}: {bytes} bytes were asked for")]
     OutOfMemory { what: &'static str, bytes: u64 },
     #[error("device error: {0}")]
@@ -97,7 +102,8 @@ pub trait Backend: Send {
 
     /// Starts to place an adapter into a slot that no submitted step reads. Ends in exactly one
     /// [`UploadDone`], unless it returns an error; the slot may appear in a batch only after a
-    /// successful one, and is free after an error.
+    /// successful one, and is free after an error. After [`BackendError::NoRoomYet`] the same upload
+    /// may be asked for again.
     fn begin_upload(
         &mut self,
         slot: AdapterSlot,

@@ -119,6 +119,7 @@ impl Adapters {
                 after = Some(relocate(self.first, &moves)?);
                 self.extents.place(bytes).ok_or_else(out)?
             }
+            None if bytes <= self.extents.free() => return Err(BackendError::NoRoomYet { bytes }),
             None => return Err(out()),
         };
         let Some(uploads) = &self.uploads else { return refuse("cannot be filled any more") };
@@ -128,7 +129,7 @@ impl Adapters {
             Err(error) => {
                 self.extents.free_at(offset);
                 return match error {
-                    TrySendError::Full(_) => refuse("must wait: too many uploads are queued"),
+                    TrySendError::Full(_) => Err(BackendError::NoRoomYet { bytes }),
                     TrySendError::Disconnected(_) => {
                         Err(BackendError::Device("the upload thread ended".into()))
                     }

@@ -16,7 +16,7 @@ use lorikeet_inference::backend::{
 };
 use lorikeet_inference::engine::{self, EngineConfig, EngineEvent, EngineHandle, EngineRequest};
 use lorikeet_inference::kv::BlockId;
-use lorikeet_inference::sampling::SamplingParams;
+use lorikeet_inference::sampling::{LogitRules, SamplingParams};
 use lorikeet_inference::scheduler::SchedulerConfig;
 use lorikeet_inference::share::TenantShare;
 use std::io::Cursor;
@@ -83,6 +83,7 @@ fn submit(
         adapter: Some(Arc::clone(adapter)),
         prompt,
         params: SamplingParams::default(),
+        rules: LogitRules::default(),
         max_tokens: MAX_TOKENS,
         stop_tokens: Vec::new(),
         ignore_eos: true,
@@ -163,6 +164,7 @@ fn simulation_us() -> f64 {
         sample: Some(SampleRequest {
             params: SamplingParams::default(),
             output_index: 0,
+            edits: Vec::new(),
             logprobs: None,
         }),
         logits: LogitsWanted::None,

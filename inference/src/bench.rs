@@ -10,7 +10,7 @@ use crate::backend::sim::{SimBackend, SimConfig};
 use crate::backend::{Backend, BackendError};
 use crate::engine::{self, EngineConfig, EngineEvent, EngineHandle, EngineRequest, EngineState};
 use crate::model::ModelConfig;
-use crate::sampling::SamplingParams;
+use crate::sampling::{LogitRules, SamplingParams};
 use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
 use anyhow::Context;
@@ -216,6 +216,7 @@ async fn request(
         adapter,
         prompt,
         params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        rules: LogitRules::default(),
         max_tokens: config.output_tokens,
         stop_tokens: Vec::new(),
         ignore_eos: true,

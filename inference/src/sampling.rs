@@ -1,7 +1,10 @@
 //! Drawing a token from logits. Pure: the same logits, parameters, seed and index give the same
 //! token, whatever else runs.
 
+mod edits;
 mod random;
+
+pub use edits::{LogitEdit, LogitEditor, LogitRules};
 
 use crate::exp::exp;
 use random::uniform;
@@ -48,9 +51,35 @@ pub struct Sampler {
     candidates: Vec<(f32, u32)>,
     weights: Vec<f32>,
     chunk_sums: Vec<f64>,
+    edited: Vec<f32>,
 }
 
 impl Sampler {
+    /// As [`Sampler::draw`], from the logits as `edits` change them. Edits of tokens that the
+    /// vocabulary does not have are left out.
+    pub fn draw_edited(
+        &mut self,
+        logits: &[f32],
+        edits: &[LogitEdit],
+        params: &SamplingParams,
+        output_index: u32,
+    ) -> u32 {
+        if edits.is_empty() {
+            return self.draw(logits, params, output_index);
+        }
+        let mut edited = std::mem::take(&mut self.edited);
+        edited.clear();
+        edited.extend_from_slice(logits);
+        for edit in edits {
+            if let Some(logit) = edited.get_mut(edit.token as usize) {
+                *logit = edit.apply(*logit);
+            }
+        }
+        let token = self.draw(&edited, params, output_index);
+        self.edited = edited;
+        token
+    }
+
     /// The next token. `output_index` counts the tokens drawn before for this sequence; with the
     /// seed it fixes the draw. A NaN is never drawn while another logit is finite; of logits that
     /// are all NaN the draw is token 0.
@@ -330,6 +359,20 @@ mod tests {
             let share = f64::from(*count) / f64::from(draws);
             assert!((share - p).abs() < 0.015, "share {share}, probability {p}");
         }
+    }
+
+    #[test]
+    fn edits_move_the_draw_and_leave_the_logits_as_they_are() {
+        let (logits, mut sampler) = ([1.0, 2.0, 3.0], Sampler::default());
+        let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
+        let ban = |token| LogitEdit { token, divisor: 1.0, add: f32::NEG_INFINITY };
+        assert_eq!(sampler.draw_edited(&logits, &[], &greedy, 0), 2);
+        assert_eq!(sampler.draw_edited(&logits, &[ban(2), ban(9)], &greedy, 0), 1);
+        let any = SamplingParams::default();
+        let only = [ban(0), ban(2)];
+        assert!((0..50).all(|index| sampler.draw_edited(&logits, &only, &any, index) == 1));
+        let halved = [LogitEdit { token: 2, divisor: 2.0, add: 0.0 }];
+        assert_eq!(sampler.draw_edited(&logits, &halved, &greedy, 0), 1);
     }
 
     #[test]

@@ -186,6 +186,9 @@ impl From<RequestError> for ApiError {
             RequestError::Deadline => Self::Deadline,
             RequestError::Revoked => Self::Revoked,
             RequestError::Engine(_) => Self::Stopped,
+            RequestError::Unsupported(param) => {
+                Self::invalid(param, format!("{error}: leave it out."))
+            }
             too_large @ RequestError::TooLarge { .. } => {
                 Self::Invalid { message: format!("{too_large}."), param: Some("messages".into()) }
             }

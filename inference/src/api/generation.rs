@@ -7,6 +7,7 @@ use super::error::ApiError;
 use super::models::{Target, resolve};
 use super::request::ChatRequest;
 use crate::engine::{EngineEvent, EngineRequest, FinishReason};
+use crate::sampling::LogitRules;
 use crate::share::TenantShare;
 use crate::usage::{Admission, Meter};
 use lorikeet_contract::RequestId;
@@ -80,6 +81,7 @@ impl Generation {
             adapter,
             prompt,
             params: request.params,
+            rules: LogitRules::default(),
             max_tokens,
             stop_tokens: Vec::new(),
             ignore_eos: false,

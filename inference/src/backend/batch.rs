@@ -2,7 +2,7 @@
 
 use super::AdapterSlot;
 use crate::kv::BlockId;
-use crate::sampling::SamplingParams;
+use crate::sampling::{LogitEdit, SamplingParams};
 
 /// One running generation inside the engine; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +73,9 @@ pub struct SampleRequest {
     pub params: SamplingParams,
     /// Number of tokens already generated: with the seed it fixes the random draw.
     pub output_index: u32,
+    /// Applied to the logits before the draw; each token at most once. Log probabilities are those of
+    /// the logits as the model gave them. Empty unless [`Backend::edits_logits`](super::Backend).
+    pub edits: Vec<LogitEdit>,
     /// Log probabilities of this many most likely tokens, beside the chosen one's. None: none at all.
     pub logprobs: Option<u8>,
 }

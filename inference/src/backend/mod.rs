@@ -95,6 +95,9 @@ pub trait Backend: Send {
 
     fn capacity(&self) -> Capacity;
 
+    /// True when it applies [`SampleRequest::edits`]. Requests that need them are refused otherwise.
+    fn edits_logits(&self) -> bool;
+
     fn host_allocator(&self) -> Arc<dyn HostAllocator>;
 
     /// Bytes the adapter will occupy on the device, at its true rank.

@@ -59,6 +59,11 @@ impl Engine {
             // It came through the door while that was being closed.
             return refuse(&submission.request, "the node is shutting down");
         }
+        if let Some(parameter) = submission.request.rules.in_use()
+            && !self.backend.edits_logits()
+        {
+            return fail(&submission.request, RequestError::Unsupported(parameter));
+        }
         let Submission { request, submitted, place } = submission;
         let EngineRequest {
             id: request_id,
@@ -68,6 +73,7 @@ impl Engine {
             adapter,
             prompt,
             params,
+            rules,
             max_tokens,
             mut stop_tokens,
             ignore_eos,
@@ -91,6 +97,7 @@ impl Engine {
             max_len: prompt.len().saturating_add(max_tokens as usize).min(context),
             prompt,
             params,
+            rules,
             logprobs,
             stop_tokens,
             deadline,
@@ -180,8 +187,12 @@ pub(super) fn refuse_all(commands: &mut mpsc::Receiver<Command>, reason: &str) {
 }
 
 fn refuse(request: &EngineRequest, reason: &str) {
+    fail(request, RequestError::Engine(reason.to_owned()));
+}
+
+/// Ends a request that has not been taken in.
+fn fail(request: &EngineRequest, error: RequestError) {
     let usage = Usage { prompt_tokens: request.prompt.len() as u32, ..Usage::default() };
-    let error = RequestError::Engine(reason.to_owned());
     // A full or closed channel: nobody is left to be told.
     let _ = request.events.try_send(EngineEvent::Failed { error, usage });
 }

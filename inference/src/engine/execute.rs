@@ -113,6 +113,7 @@ fn fill_one(step: &mut SequenceStep, planned: &PlannedSequence, sequence: &Seque
     step.sample = planned.samples.then(|| SampleRequest {
         params: sequence.params().clone(),
         output_index: (planned.position + planned.rows - sequence.prompt_tokens()) as u32,
+        edits: sequence.edits().to_vec(),
         logprobs: sequence.logprobs(),
     });
     if planned.follows_pending {

@@ -47,6 +47,9 @@ pub(super) struct Submission {
     pub place: OwnedSemaphorePermit,
 }
 
+/// Room for requests that are handed over later; what is left is given back when it is dropped.
+pub struct Places(OwnedSemaphorePermit);
+
 /// Speaks to the engine from any thread or task. Clones share one engine.
 #[derive(Clone)]
 pub struct EngineHandle {
@@ -73,9 +76,35 @@ impl EngineHandle {
         self.try_submit_at(request, Instant::now())
     }
 
+    /// Room for `count` requests, or for none of them.
+    pub fn reserve(&self, count: u32) -> Result<Places, SubmitError> {
+        let places = Arc::clone(&self.places).try_acquire_many_owned(count);
+        places.map(Places).map_err(|_| SubmitError::QueueFull)
+    }
+
+    /// As [`EngineHandle::try_submit`], in one of the reserved places.
+    pub fn submit_reserved(
+        &self,
+        request: EngineRequest,
+        places: &mut Places,
+    ) -> Result<(), SubmitError> {
+        let place = places.0.split(1).ok_or(SubmitError::QueueFull)?;
+        self.submit(request, place, Instant::now())
+    }
+
     pub(super) fn try_submit_at(
         &self,
         request: EngineRequest,
+        submitted: Instant,
+    ) -> Result<(), SubmitError> {
+        let place = Arc::clone(&self.places).try_acquire_owned();
+        self.submit(request, place.map_err(|_| SubmitError::QueueFull)?, submitted)
+    }
+
+    fn submit(
+        &self,
+        request: EngineRequest,
+        place: OwnedSemaphorePermit,
         submitted: Instant,
     ) -> Result<(), SubmitError> {
         if request.prompt.is_empty() {
@@ -84,8 +113,6 @@ impl EngineHandle {
         if !self.stats.borrow().state.accepts() {
             return Err(SubmitError::Stopped);
         }
-        let places = Arc::clone(&self.places);
-        let place = places.try_acquire_owned().map_err(|_| SubmitError::QueueFull)?;
         let submission = Submission { request, submitted, place };
         self.commands.try_send(Command::Submit(Box::new(submission))).map_err(|e| match e {
             TrySendError::Full(_) => SubmitError::QueueFull,

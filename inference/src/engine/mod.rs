@@ -38,7 +38,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
 pub use config::EngineConfig;
-pub use handle::{EngineHandle, Revocation};
+pub use handle::{EngineHandle, Places, Revocation};
 pub use request::{EngineEvent, EngineRequest, FinishReason, RequestError, SubmitError, Usage};
 pub use stats::{EngineState, EngineStats, KvUse, StepReport};
 pub use thread::spawn;

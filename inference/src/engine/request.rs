@@ -2,7 +2,7 @@
 
 use crate::adapters::AdapterManifest;
 use crate::backend::SampledToken;
-use crate::sampling::SamplingParams;
+use crate::sampling::{LogitRules, SamplingParams};
 use crate::share::TenantShare;
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub struct EngineRequest {
     pub adapter: Option<Arc<AdapterManifest>>,
     pub prompt: Vec<u32>,
     pub params: SamplingParams,
+    /// Needs a backend that [edits logits](crate::backend::Backend::edits_logits), or the request fails.
+    pub rules: LogitRules,
     pub max_tokens: u32,
     /// End the sequence when drawn; the token itself is reported and counted.
     pub stop_tokens: Vec<u32>,
@@ -78,6 +80,8 @@ pub enum RequestError {
     AdapterLoad(String),
     #[error("the request did not end before its deadline")]
     Deadline,
+    #[error("the node's device does not support `{0}`")]
+    Unsupported(&'static str),
     #[error("the prompt needs {needed} KV blocks, the node has {available}")]
     TooLarge { needed: u32, available: u32 },
     #[error("access was revoked while the request ran")]

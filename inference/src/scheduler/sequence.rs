@@ -5,7 +5,7 @@ use crate::adapters::residency::{AdapterDemand, AdapterLease};
 use crate::adapters::{AdapterKey, AdapterManifest};
 use crate::backend::batch::SequenceId;
 use crate::kv::{BlockPool, BlockTable, PrefixScope};
-use crate::sampling::SamplingParams;
+use crate::sampling::{LogitEdit, LogitEditor, LogitRules, SamplingParams};
 use crate::share::TenantShare;
 use lorikeet_contract::TenantId;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ pub struct NewSequence {
     /// Not empty.
     pub prompt: Vec<u32>,
     pub params: SamplingParams,
+    pub rules: LogitRules,
     pub logprobs: Option<u8>,
     /// Tokens, prompt included, at which it ends; earlier when the whole cache holds fewer.
     pub max_len: usize,
@@ -52,6 +53,8 @@ pub struct Sequence {
     max_len: usize,
     stop_tokens: Vec<u32>,
     params: SamplingParams,
+    /// None: nothing to edit.
+    editor: Option<LogitEditor>,
     logprobs: Option<u8>,
     pub(super) deadline: Option<Instant>,
     submitted: Instant,
@@ -76,6 +79,7 @@ impl Sequence {
             id: new.id,
             scope: PrefixScope { tenant: new.tenant, adapter },
             adapter: None,
+            editor: LogitEditor::new(new.rules, &new.prompt, &new.stop_tokens),
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             max_len: new.max_len.min(kv.max_tokens()),
@@ -108,6 +112,11 @@ impl Sequence {
 
     pub fn params(&self) -> &SamplingParams {
         &self.params
+    }
+
+    /// For the next draw.
+    pub fn edits(&self) -> &[LogitEdit] {
+        self.editor.as_ref().map_or(&[], LogitEditor::edits)
     }
 
     pub fn logprobs(&self) -> Option<u8> {
@@ -146,9 +155,12 @@ impl Sequence {
         (self.prompt_len >= self.max_len).then_some(Ending::Length)
     }
 
-    /// Tokens that the next step can feed in. The last token of all is drawn, never fed.
+    /// Tokens that the next step can feed in. The last token of all is drawn, never fed. A token
+    /// that is still being drawn cannot be fed where the draw after it depends on it.
     pub(super) fn remaining(&self) -> usize {
-        (self.tokens.len() + self.pending).min(self.max_len - 1) - self.computed
+        let waits = self.editor.as_ref().is_some_and(LogitEditor::depends_on_last_token);
+        let pending = if waits { 0 } else { self.pending };
+        (self.tokens.len() + pending).min(self.max_len - 1) - self.computed
     }
 
     pub(super) fn admitted(&mut self, cached: u32, lease: Option<&AdapterLease>, now: Instant) {
@@ -190,6 +202,9 @@ impl Sequence {
         self.pending -= usize::from(planned.samples);
         let token = sampled?;
         self.tokens.push(token);
+        if let Some(editor) = &mut self.editor {
+            editor.drew(token);
+        }
         if self.stop_tokens.contains(&token) {
             return Some(Ending::Stop);
         }

@@ -200,6 +200,10 @@ impl<T: Element> Backend for CpuBackend<T> {
         }
     }
 
+    fn edits_logits(&self) -> bool {
+        true
+    }
+
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
         Arc::new(HeapAllocator)
     }

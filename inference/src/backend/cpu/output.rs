@@ -85,7 +85,7 @@ fn draw(sampler: &mut Sampler, row: LogitRow, logits: &[f32], batch: &StepBatch)
 }
 
 fn sample(sampler: &mut Sampler, logits: &[f32], request: &SampleRequest) -> SampledToken {
-    let token = sampler.draw(logits, &request.params, request.output_index);
+    let token = sampler.draw_edited(logits, &request.edits, &request.params, request.output_index);
     let Some(top) = request.logprobs else {
         return SampledToken { token, logprob: None, top_logprobs: Vec::new() };
     };

@@ -351,6 +351,10 @@ impl Backend for CudaBackend {
         self.capacity
     }
 
+    fn edits_logits(&self) -> bool {
+        false
+    }
+
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
         Arc::new(PinnedAllocator(self.device.clone()))
     }

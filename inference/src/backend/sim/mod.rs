@@ -7,6 +7,7 @@
 //! A token is drawn from what the shadow holds, so a mix-up that no check sees shows in the output.
 
 mod clock;
+mod ranks;
 mod shadow;
 mod slots;
 
@@ -18,6 +19,7 @@ use super::{
 use crate::backend::batch::SequenceId;
 use lorikeet_contract::AdapterDigest;
 use lorikeet_contract::adapter::ArtifactHeader;
+use ranks::Ranks;
 use shadow::{Shadow, mix};
 use slots::Slots;
 use std::collections::{HashMap, VecDeque};
@@ -151,16 +153,16 @@ impl SimBackend {
         Ok(SequenceOutput { sequence: step.sequence, sampled, logits: Vec::new() })
     }
 
-    /// The token after a state. Alternatives have half the probability of the one before each.
+    /// The token after a state: the likeliest, once the edits are applied.
     fn draw(&self, state: u64, request: &SampleRequest) -> SampledToken {
         let seed = if request.params.temperature > 0.0 { request.params.seed } else { 0 };
         let vocab = u64::from(self.config.vocab_size);
-        let draw = mix(state ^ self.config.seed, seed) % vocab;
-        let logprob = |rank: u64| -((rank + 1) as f32) * std::f32::consts::LN_2;
-        let nth = |rank: u64| (((draw + rank) % vocab) as u32, logprob(rank));
+        let ranks = Ranks { first: mix(state ^ self.config.seed, seed) % vocab, vocab };
+        let token = ranks.likeliest(&request.edits);
+        let nth = |rank| (ranks.token(rank), Ranks::logprob(rank));
         SampledToken {
-            token: draw as u32,
-            logprob: request.logprobs.map(|_| logprob(0)),
+            token,
+            logprob: request.logprobs.map(|_| Ranks::logprob(ranks.rank(token))),
             top_logprobs: (0..request.logprobs.unwrap_or(0).into()).map(nth).collect(),
         }
     }
@@ -183,6 +185,10 @@ impl Backend for SimBackend {
 
     fn capacity(&self) -> Capacity {
         self.config.capacity
+    }
+
+    fn edits_logits(&self) -> bool {
+        true
     }
 
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {

@@ -23,6 +23,7 @@ fn row(sequence: u64, position: u32, tokens: &[u32], blocks: &[u32]) -> Sequence
         sample: Some(SampleRequest {
             params: SamplingParams::default(),
             output_index: 0,
+            edits: Vec::new(),
             logprobs: None,
         }),
         logits: LogitsWanted::None,

@@ -9,7 +9,7 @@ use crate::engine::{
     Engine, EngineConfig, EngineEvent, EngineHandle, EngineRequest, EngineStats, FinishReason,
     RequestError, SubmitError, Usage,
 };
-use crate::sampling::SamplingParams;
+use crate::sampling::{LogitRules, SamplingParams};
 use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, ModuleEntry, TensorRef};
@@ -269,6 +269,7 @@ pub fn request(
         adapter: adapter.cloned(),
         prompt: prompt.to_vec(),
         params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        rules: LogitRules::default(),
         max_tokens,
         stop_tokens: Vec::new(),
         ignore_eos: true,

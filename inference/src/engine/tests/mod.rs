@@ -3,4 +3,5 @@ mod harness;
 mod kit;
 mod lifecycle;
 mod property;
+mod rules;
 mod scheduling;

@@ -71,6 +71,7 @@ impl<B: Backend> Driver<B> {
             let sample = SampleRequest {
                 params: sequence.params.clone(),
                 output_index: sequence.drawn,
+                edits: Vec::new(),
                 logprobs: sequence.logprobs,
             };
             batch.sequences.push(SequenceStep {

@@ -39,7 +39,8 @@ fn run(
     for (index, sequence) in (0..).zip(&mut batch.sequences) {
         let params = SamplingParams { seed: random.bits(), ..params.clone() };
         let logprobs = Some(if index % 2 == 0 { 5 } else { 0 });
-        sequence.sample = Some(SampleRequest { params, output_index: index, logprobs });
+        let edits = Vec::new();
+        sequence.sample = Some(SampleRequest { params, output_index: index, edits, logprobs });
     }
     // A few coarse values, so that there are ties, on top of what falls off as in a language model.
     let logits: Vec<f32> = (0..ROWS * vocabulary)

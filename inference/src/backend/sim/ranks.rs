@@ -1,0 +1,59 @@
+//! The simulated distribution: the tokens in a ring from the likeliest on, each of half the
+//! probability of the one before it.
+
+use crate::sampling::LogitEdit;
+use std::f32::consts::LN_2;
+
+/// Ranks from here on are equally unlikely, so that a large bias can raise any token.
+const TAIL: u64 = 64;
+
+pub(super) struct Ranks {
+    /// The likeliest token.
+    pub first: u64,
+    pub vocab: u64,
+}
+
+impl Ranks {
+    pub fn token(&self, rank: u64) -> u32 {
+        ((self.first + rank) % self.vocab) as u32
+    }
+
+    pub fn rank(&self, token: u32) -> u64 {
+        (u64::from(token) + self.vocab - self.first) % self.vocab
+    }
+
+    pub fn logprob(rank: u64) -> f32 {
+        -((rank.min(TAIL) + 1) as f32) * LN_2
+    }
+
+    /// After the edits; of equally likely tokens the one of the lowest rank. Edits of tokens that
+    /// the vocabulary does not have are left out.
+    pub fn likeliest(&self, edits: &[LogitEdit]) -> u32 {
+        let edited = edits.iter().filter(|edit| u64::from(edit.token) < self.vocab);
+        let edited = edited.map(|edit| {
+            let rank = self.rank(edit.token);
+            (rank, edit.apply(Self::logprob(rank)))
+        });
+        // Of the tokens without an edit only the first can be the likeliest.
+        let free = (0..self.vocab).find(|rank| edits.iter().all(|e| e.token != self.token(*rank)));
+        let all = edited.chain(free.map(|rank| (rank, Self::logprob(rank))));
+        let best = all.min_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        self.token(best.map_or(0, |(rank, _)| rank))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bans_penalties_and_biases_move_the_draw() {
+        let ranks = Ranks { first: 8, vocab: 10 };
+        let edit = |token, add| LogitEdit { token, divisor: 1.0, add };
+        assert_eq!(ranks.likeliest(&[]), 8);
+        assert_eq!(ranks.likeliest(&[edit(8, f32::NEG_INFINITY), edit(9, -2.0)]), 0);
+        assert_eq!(ranks.likeliest(&[edit(5, 100.0)]), 5);
+        assert_eq!(ranks.likeliest(&[LogitEdit { token: 8, divisor: 3.0, add: 0.0 }]), 9);
+        assert_eq!(ranks.likeliest(&[edit(10, 100.0)]), 8, "no such token");
+    }
+}

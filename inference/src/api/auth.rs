@@ -3,7 +3,7 @@
 use super::Api;
 use super::error::ApiError;
 use crate::durable::unix_ms;
-use crate::link::{Current, Key};
+use crate::link::{Current, Key, TenantLimits};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -24,6 +24,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// None of the tenant's own where the manifest names none.
+    pub fn limits(&self) -> TenantLimits {
+        self.current.view.tenant(self.tenant).map(|tenant| tenant.limits).unwrap_or_default()
+    }
+
     /// True when key or tenant have been taken away since the request was checked.
     pub fn has_lost_access(&self, now: &Current) -> bool {
         let key_gone = now.view.key(&self.key_id).is_none_or(|key| key.id != self.key);

@@ -8,7 +8,6 @@ use super::models::{Target, resolve};
 use super::request::ChatRequest;
 use crate::engine::{EngineEvent, EngineRequest, FinishReason};
 use crate::sampling::LogitRules;
-use crate::share::TenantShare;
 use crate::usage::{Admission, Meter};
 use lorikeet_contract::RequestId;
 use lorikeet_contract::link::FinishReason as Billed;
@@ -76,7 +75,7 @@ impl Generation {
         api.engine.try_submit(EngineRequest {
             id,
             tenant: caller.tenant,
-            share: TenantShare::default(),
+            share: caller.limits().share(),
             key: Some(caller.key),
             adapter,
             prompt,

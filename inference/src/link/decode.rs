@@ -1,13 +1,13 @@
 //! From resources as they travel to the view. A resource that does not read, or that this node cannot
 //! use, is rejected with the reason and leaves the others alone.
 
-use super::view::{AdapterVersion, Key, ManifestView, Tenant, VersionState};
+use super::view::{AdapterVersion, Key, ManifestView, Tenant, TenantLimits, VersionState};
 use crate::adapters::{AdapterKey, AdapterManifest};
 use lorikeet_contract::adapter::LAYOUT_VERSION;
 use lorikeet_contract::key::Scope;
 use lorikeet_contract::link::{
-    AdapterResource, AdapterState, AliasResource, Artifact, KeyResource, Rejection, ResourceKind,
-    TenantResource,
+    AdapterResource, AdapterState, AliasResource, Artifact, KeyResource, Limits, Rejection,
+    ResourceKind, TenantResource,
 };
 use lorikeet_contract::manifest::ManifestState;
 use lorikeet_contract::{AdapterDigest, ArtifactDigest, TenantId, WeightsDigest};
@@ -43,6 +43,7 @@ impl ManifestView {
         let tenant = Tenant {
             suspended: resource.suspended,
             max_staleness: resource.max_staleness_s.map(Duration::from_secs),
+            limits: resource.limits.map(tenant_limits).unwrap_or_default(),
         };
         self.tenants.insert(parsed(&resource.id)?, tenant);
         Ok(())
@@ -100,6 +101,17 @@ impl ManifestView {
         let adapter = of_tenant.entry(resource.adapter_name).or_default();
         adapter.aliases.insert(resource.alias, version_id);
         Ok(())
+    }
+}
+
+fn tenant_limits(limits: Limits) -> TenantLimits {
+    TenantLimits {
+        max_concurrency: limits.max_concurrency,
+        requests_per_minute: limits.requests_per_minute,
+        tokens_per_minute: limits.tokens_per_minute,
+        weight: limits.weight.map(|weight| weight.max(1)),
+        adapter_host_bytes: limits.adapter_host_bytes,
+        adapter_device_bytes: limits.adapter_device_bytes,
     }
 }
 

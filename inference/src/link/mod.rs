@@ -26,4 +26,6 @@ pub use denied::DenySet;
 pub use keeper::Keeper;
 pub use manifest::{Current, Manifest};
 pub use uplink::{Client, Uplink, UplinkError};
-pub use view::{Adapter, AdapterVersion, Key, ManifestView, Tenant, VersionState, Withdrawn};
+pub use view::{
+    Adapter, AdapterVersion, Key, ManifestView, Tenant, TenantLimits, VersionState, Withdrawn,
+};

@@ -5,7 +5,7 @@ use super::uplink::Uplink;
 use super::view::{ManifestView, VersionState};
 use crate::engine::Revocation;
 use lorikeet_contract::link::{
-    AdapterResource, AdapterState, AliasResource, Artifact, Delta, KeyResource, Resource,
+    AdapterResource, AdapterState, AliasResource, Artifact, Delta, KeyResource, Limits, Resource,
     ResourceKind, ResourceRef, Revocation as RevocationEntry, Revocations, SnapshotChunk,
     TenantResource, revocation::Target,
 };
@@ -338,4 +338,26 @@ async fn an_unusable_address_ca_or_token_is_named_before_anything_is_dialled() {
         assert!(error.starts_with("LORIKEET_CONTROL_PLANE_CA"), "{error}");
         assert!(error.contains(&ca.display().to_string()) && error.contains(reason), "{error}");
     }
+}
+
+#[test]
+fn a_tenants_limits_are_what_the_manifest_says_and_its_weight_is_never_zero() {
+    let id = TenantId::new();
+    let limits = Limits {
+        max_concurrency: Some(0),
+        requests_per_minute: Some(60),
+        tokens_per_minute: None,
+        weight: Some(0),
+        adapter_host_bytes: Some(1 << 30),
+        adapter_device_bytes: None,
+    };
+    let payload =
+        TenantResource { id: id.to_string(), limits: Some(limits), ..TenantResource::default() };
+    let state = ManifestState::from_resources(1, 1, [resource(ResourceKind::Tenant, id, payload)]);
+    let view = ManifestView::new(&state, BASE);
+    let limits = view.tenant(id).expect("it is there").limits;
+    assert_eq!((limits.max_concurrency, limits.requests_per_minute), (Some(0), Some(60)));
+    assert_eq!(limits.tokens_per_minute, None, "absent is no limit");
+    let share = limits.share();
+    assert_eq!((share.weight, share.host_bytes, share.device_bytes), (1, Some(1 << 30), None));
 }

@@ -2,6 +2,7 @@
 
 use crate::adapters::{AdapterKey, AdapterManifest};
 use crate::engine::Revocation;
+use crate::share::TenantShare;
 use lorikeet_contract::key::Scope;
 use lorikeet_contract::link::Rejection;
 use lorikeet_contract::{AdapterVersionId, KeyId, TenantId};
@@ -14,6 +15,35 @@ pub struct Tenant {
     pub suspended: bool,
     /// Without contact to the control plane for this long, the tenant is refused.
     pub max_staleness: Option<Duration>,
+    pub limits: TenantLimits,
+}
+
+/// What an operator allows one tenant. `None` is no limit of the tenant's own; zero allows nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// Requests at once on this node.
+    pub max_concurrency: Option<u32>,
+    /// Over all nodes.
+    pub requests_per_minute: Option<u64>,
+    /// Over all nodes; prompt and completion.
+    pub tokens_per_minute: Option<u64>,
+    /// At least 1.
+    pub weight: Option<u32>,
+    /// Of the tenant's adapters in this node's host memory.
+    pub adapter_host_bytes: Option<u64>,
+    /// Of the tenant's adapters on this node's device.
+    pub adapter_device_bytes: Option<u64>,
+}
+
+impl TenantLimits {
+    /// What the engine divides by.
+    pub fn share(&self) -> TenantShare {
+        TenantShare {
+            weight: self.weight.unwrap_or(TenantShare::default().weight),
+            host_bytes: self.adapter_host_bytes,
+            device_bytes: self.adapter_device_bytes,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -321,11 +321,12 @@ async fn what_a_node_holds_in_its_tiers_is_shown_to_operators() {
         tenant_id: "ten_1".into(),
         digest: vec![1; 32],
         tier: tier as i32,
-        error: String::new(),
+        ..AdapterResidency::default()
     };
     let report = ResidencyReport {
         adapters: vec![adapter(Tier::Device), adapter(Tier::Device), adapter(Tier::Disk)],
         tiers: vec![TierUsage { tier: Tier::Device as i32, used_bytes: 5, capacity_bytes: 9 }],
+        more: false,
     };
     node.say(node_message::Message::Residency(report)).await;
     plane.see("select residency <> '{}' from node", true).await;

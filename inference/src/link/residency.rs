@@ -16,6 +16,7 @@ pub fn to_proto(report: &ResidencyReport) -> link::ResidencyReport {
             tier(Tier::Host, report.host),
             tier(Tier::Device, report.device),
         ],
+        more: false,
     }
 }
 
@@ -34,5 +35,6 @@ fn adapter(report: &AdapterReport) -> Option<AdapterResidency> {
         digest: report.key.digest.0.to_vec(),
         tier: tier as i32,
         error,
+        ..AdapterResidency::default()
     })
 }

@@ -57,6 +57,7 @@ fn adapter(tenant_id: TenantId, name: &str, version: u32, state: AdapterState) -
         max_rank: 16,
         targets: vec!["q_proj".into()],
         state: state as i32,
+        pinned: false,
     }
 }
 

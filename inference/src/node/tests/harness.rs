@@ -78,6 +78,7 @@ impl Customer {
             max_rank: 16,
             targets: vec!["q_proj".into()],
             state: state as i32,
+            pinned: false,
         }
     }
 }

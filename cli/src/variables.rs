@@ -61,6 +61,8 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_S3_REGION", "s3-region", "[default: us-east-1]"),
     plain("LORIKEET_S3_ACCESS_KEY", "s3-access-key", "A credential that may only read"),
     secret("LORIKEET_S3_SECRET_KEY", "s3-secret-key", "Its secret"),
+    plain("LORIKEET_DRAIN_GRACE_SECONDS", "drain-grace-seconds", "After SIGTERM, how long to serve on and not be ready, for load balancers [default: 5]"),
+    plain("LORIKEET_DRAIN_SECONDS", "drain-seconds", "After that, how long requests under way may take to end [default: 30]"),
     plain("LORIKEET_DEVICE", "device", "auto, cpu, cuda, cuda:N or sim [default: auto]"),
     plain("LORIKEET_KV_TOKENS", "kv-tokens", "Size of the KV cache, in tokens"),
     plain("LORIKEET_MAX_NUM_SEQS", "max-num-seqs", "Most sequences in one step"),
@@ -163,6 +165,7 @@ mod tests {
             "LORIKEET_CONTROL_PLANE" => "http://127.0.0.1:7730",
             "LORIKEET_DEVICE" => "cpu",
             n if n.ends_with("TOKENS") | n.ends_with("SEQS") | n.ends_with("PROXIES") => "4096",
+            n if n.ends_with("SECONDS") => "10",
             n if n.ends_with("BYTES") => "1048576",
             _ => "x",
         };

@@ -11,6 +11,7 @@ use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Requests that a node holds at once, waiting or running, unless told otherwise. One more gets 429.
 const MAX_REQUESTS: usize = 512;
@@ -43,6 +44,16 @@ pub struct Config {
     pub residency: ResidencyConfig,
     pub max_requests: usize,
     pub usage: LogConfig,
+    pub drain: DrainConfig,
+}
+
+/// How a node that is told to stop ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DrainConfig {
+    /// So long it goes on serving and is not ready, for load balancers to turn away.
+    pub grace: Duration,
+    /// After that, how long requests under way may take to end.
+    pub timeout: Duration,
 }
 
 /// What executes the model.
@@ -100,6 +111,10 @@ impl Config {
             residency: residency(&vars)?,
             max_requests: MAX_REQUESTS,
             usage: LogConfig::default(),
+            drain: DrainConfig {
+                grace: vars.seconds("LORIKEET_DRAIN_GRACE_SECONDS", 5)?,
+                timeout: vars.seconds("LORIKEET_DRAIN_SECONDS", 30)?,
+            },
         })
     }
 }
@@ -291,6 +306,10 @@ impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
         self.optional(name)?.ok_or(ConfigError::Missing { name, what })
     }
 
+    fn seconds(&self, name: &'static str, default: u64) -> Result<Duration, ConfigError> {
+        Ok(Duration::from_secs(self.optional(name)?.unwrap_or(default)))
+    }
+
     fn positive(&self, name: &'static str) -> Result<Option<u64>, ConfigError> {
         let value: Option<u64> = self.optional(name)?;
         if value != Some(0) {
@@ -348,6 +367,7 @@ mod tests {
             ("LORIKEET_DEVICE", "abacus"),
             ("LORIKEET_KV_TOKENS", "many"),
             ("LORIKEET_MAX_NUM_SEQS", "0"),
+            ("LORIKEET_DRAIN_SECONDS", "-1"),
         ] {
             let error = config(&[(name, value)]).err().unwrap().to_string();
             assert!(error.starts_with(name) && error.contains(value), "{error}");

@@ -6,37 +6,30 @@
 //! DATA/adapters/   adapters already fetched; may be deleted while the node is down
 //! ```
 
+mod engine;
+mod http;
 #[cfg(test)]
 mod tests;
 
-use crate::adapters::loader::AdapterSource;
 use crate::adapters::{ObjectStore, S3Store};
 use crate::api::{self, Api};
-use crate::backend::cpu::CpuBackend;
-use crate::backend::cuda::{self, CudaBackend};
-use crate::backend::sim::{SimBackend, SimConfig};
-use crate::backend::{Backend, BackendError};
-use crate::config::{Config, Device};
+use crate::config::{Config, DrainConfig};
 use crate::durable::unix_ms;
-use crate::engine::{self, EngineConfig, EngineHandle, EngineState};
+use crate::engine::{EngineHandle, EngineState};
 use crate::link::{Keeper, Link, Manifest, Presentation, Uplink};
 use crate::model::{self, LoadedModel, ModelWeights};
 use crate::usage::{Shipper, UsageLog};
 use anyhow::Context;
-use axum::serve::ListenerExt;
-use std::future::IntoFuture;
+use http::HttpServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
-/// Requests under way may take this long to end when the node stops; then they fail.
-const DRAIN: Duration = Duration::from_secs(30);
-
-/// After that, how long the last records may take to reach the control plane.
-const LAST_SHIPMENT: Duration = Duration::from_secs(5);
+/// What the last answers may take to be written, once the engine has ended their requests.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs a node until `shutdown`, or until its engine stops, which is an error.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
@@ -51,7 +44,8 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// As [`run`], on a socket and an object store that are there already.
+/// As [`run`], on a socket and an object store that are there already. When it returns, every task of
+/// the node has ended and its directory is free for the next.
 pub async fn serve(
     config: Config,
     listener: TcpListener,
@@ -64,7 +58,7 @@ pub async fn serve(
     // The log first: a second process on the same data must not get as far as the model.
     let usage = Arc::new(open_usage(&config).await?);
     let model = load_model(&config).await?;
-    let (engine, base) = (start_engine(&config, model.weights, store)?, model.base);
+    let (engine, base) = (engine::start(&config, model.weights, store)?, model.base);
 
     let manifest = Arc::new(Manifest::default());
     let keeper = {
@@ -100,21 +94,27 @@ pub async fn serve(
         manifest,
         usage: usage.clone(),
         engine: engine.handle.clone(),
+        stopping: shutdown.clone(),
         started_unix_s: unix_ms() / 1000,
     });
-    tokio::spawn(announce(engine.handle.clone(), address, base.id, engine.device));
-    let router = api::router(api, config.dashboard_origin);
-    let stopped = serve_http(listener, router, &engine.handle, shutdown).await;
+    let announcement = announce(engine.handle.clone(), address, base.id, engine.device);
+    let announcement = tokio::spawn(announcement);
+    let http = HttpServer::start(listener, api::router(api, config.dashboard_origin));
+    let outcome = until_stopped(&engine.handle, &shutdown, config.drain.grace).await;
 
-    engine.handle.shutdown().await;
-    spawn_blocking(move || usage.close()).await?;
+    // Each part goes when nobody needs it any more: requests, then the engine, the log that their
+    // accounts are closed in, and last the way to the control plane.
+    drain(&engine.handle, http, config.drain).await;
+    engine.stop().await;
+    announcement.await?;
+    let log = usage.clone();
+    spawn_blocking(move || log.close()).await?;
     stop_shipping.cancel();
-    if tokio::time::timeout(LAST_SHIPMENT, shipping).await.is_err() {
-        tracing::warn!("the last usage records stay here until the next start ships them");
-    }
+    shipping.await?;
     stop_link.cancel();
     link.await?;
-    stopped
+    usage.release();
+    outcome
 }
 
 async fn announce(engine: EngineHandle, address: SocketAddr, model: String, device: &'static str) {
@@ -124,28 +124,21 @@ async fn announce(engine: EngineHandle, address: SocketAddr, model: String, devi
     }
 }
 
-/// Serves until `shutdown`, then lets requests under way end. An error when the engine stops.
-async fn serve_http(
-    listener: TcpListener,
-    router: axum::Router,
+/// Returns when the node is to end: a while after `shutdown`, in which it still serves and says that it
+/// is not ready, so that load balancers turn away first. An error when the engine has stopped.
+async fn until_stopped(
     engine: &EngineHandle,
-    shutdown: CancellationToken,
+    shutdown: &CancellationToken,
+    grace: Duration,
 ) -> anyhow::Result<()> {
-    // Tokens are small and wait for nobody.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "no TCP_NODELAY on a connection");
-        }
-    });
-    let closing = CancellationToken::new();
-    let server = axum::serve(listener, router)
-        .with_graceful_shutdown(closing.clone().cancelled_owned())
-        .into_future();
-    let mut server = tokio::spawn(server);
+    let told = async {
+        shutdown.cancelled().await;
+        tracing::info!(grace_s = grace.as_secs(), "node stops: not ready any more");
+        tokio::time::sleep(grace).await;
+    };
     let mut stats = engine.watch();
-    let engine_stopped = async {
-        let stopped = |state: &EngineState| matches!(state, EngineState::Stopped(_));
-        match stats.wait_for(|stats| stopped(&stats.state)).await {
+    let stopped = async {
+        match stats.wait_for(|stats| matches!(stats.state, EngineState::Stopped(_))).await {
             Ok(stats) => match &stats.state {
                 EngineState::Stopped(reason) => reason.clone(),
                 _ => String::new(),
@@ -153,28 +146,25 @@ async fn serve_http(
             Err(_) => "its thread is gone".to_owned(),
         }
     };
-    let result = tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
-        reason = engine_stopped => Err(anyhow::anyhow!("the engine stopped: {reason}")),
-        ended = &mut server => {
-            return ended?.context("the HTTP server stopped");
-        }
-    };
-    if result.is_ok() {
-        tracing::info!("node stops: requests under way may end, new ones are refused");
+    tokio::select! {
+        () = told => Ok(()),
+        reason = stopped => Err(anyhow::anyhow!("the engine stopped: {reason}")),
     }
-    closing.cancel();
-    let ended = async {
-        engine.drain().await;
-        let _ = (&mut server).await;
-    };
-    if tokio::time::timeout(DRAIN, ended).await.is_err() {
-        tracing::warn!("requests did not end in {} s and are broken off", DRAIN.as_secs());
+}
+
+/// Lets requests under way end, for a bounded time, while new ones are answered 503. Returns when no
+/// connection is left.
+async fn drain(engine: &EngineHandle, http: HttpServer, config: DrainConfig) {
+    let began = Instant::now();
+    if tokio::time::timeout(config.timeout, engine.drain()).await.is_err() {
+        let seconds = config.timeout.as_secs();
+        tracing::warn!("requests did not end in {seconds} s and are broken off");
         engine.shutdown().await;
-        server.abort();
-        let _ = server.await;
     }
-    result
+    let left = config.timeout.saturating_sub(began.elapsed()).max(LAST_WORDS);
+    if !http.close(left).await {
+        tracing::warn!("clients did not take their answers in time and are broken off");
+    }
 }
 
 async fn open_usage(config: &Config) -> anyhow::Result<UsageLog> {
@@ -208,67 +198,4 @@ async fn load_model(config: &Config) -> anyhow::Result<Model> {
     let load = move || model::load(&path, name.as_deref());
     let LoadedModel { weights, tokenizer, chat_template } = spawn_blocking(load).await??;
     Ok(Model { base: weights.config.spec.clone(), weights, tokenizer, chat_template })
-}
-
-struct RunningEngine {
-    handle: EngineHandle,
-    /// cpu or sim.
-    device: &'static str,
-}
-
-fn start_engine(
-    config: &Config,
-    weights: ModelWeights,
-    store: Arc<dyn ObjectStore>,
-) -> anyhow::Result<RunningEngine> {
-    let engine_config = EngineConfig {
-        scheduler: config.scheduler,
-        residency: config.residency,
-        max_requests: config.max_requests,
-        base: weights.config.spec.clone(),
-        eos_tokens: weights.config.eos_tokens.clone(),
-    };
-    let source = AdapterSource {
-        store,
-        directory: config.data.join("adapters"),
-        runtime: tokio::runtime::Handle::current(),
-    };
-    let wanted = choose(config.device.clone());
-    let device = match wanted {
-        Device::Cuda(_) => "cuda",
-        Device::Auto { .. } | Device::Cpu(_) => "cpu",
-        Device::Sim(_) => "sim",
-    };
-    let backend = move || backend(wanted, &weights);
-    let (handle, _thread) = engine::spawn(engine_config, source, backend)?;
-    Ok(RunningEngine { handle, device })
-}
-
-/// Looks whether there is a GPU, when that is to decide.
-fn choose(device: Device) -> Device {
-    let Device::Auto { cpu, cuda } = device else { return device };
-    match cuda::probe(cuda.ordinal) {
-        Ok(gpu) => {
-            tracing::info!(gpu = gpu.name, "a GPU computes");
-            Device::Cuda(cuda)
-        }
-        Err(reason) => {
-            tracing::info!(%reason, "the CPU computes: no GPU can be used");
-            Device::Cpu(cpu)
-        }
-    }
-}
-
-/// Called on the engine's thread.
-fn backend(device: Device, weights: &ModelWeights) -> Result<Box<dyn Backend>, BackendError> {
-    match device {
-        Device::Cuda(config) => Ok(Box::new(CudaBackend::new(weights, config)?)),
-        Device::Auto { cpu: config, .. } | Device::Cpu(config) => {
-            Ok(Box::new(CpuBackend::new(weights, config)?))
-        }
-        Device::Sim(config) => {
-            let vocab_size = weights.config.spec.vocab_size;
-            Ok(Box::new(SimBackend::new(SimConfig { vocab_size, ..config })))
-        }
-    }
 }

@@ -127,6 +127,8 @@ impl Parts<'_> {
                 ("LORIKEET_NODE_LISTEN", address(self.ports.node_port).to_string()),
                 ("LORIKEET_NODE_DATA", text(&self.home.path("node"))?),
                 ("LORIKEET_NODE_NAME", "demo".into()),
+                // Nobody balances load here.
+                ("LORIKEET_DRAIN_GRACE_SECONDS", "0".into()),
                 ("LORIKEET_CONTROL_PLANE", url(self.ports.grpc_port)),
                 ("LORIKEET_NODE_TOKEN_FILE", text(&self.home.path("node-token"))?),
                 ("LORIKEET_MODEL", text(self.model)?),

@@ -23,6 +23,9 @@ pub async fn ready(State(api): State<Arc<Api>>) -> (StatusCode, Json<Value>) {
 }
 
 fn obstacle(api: &Api) -> Option<&'static str> {
+    if api.stopping.is_cancelled() {
+        return Some("the node is draining");
+    }
     match api.engine.stats().state {
         EngineState::Running => {}
         EngineState::Starting => return Some("the engine is starting"),

@@ -32,6 +32,7 @@ use error::ApiError;
 use lorikeet_contract::{BaseModelSpec, RequestId};
 use std::any::Any;
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, CorsLayer};
 
@@ -48,6 +49,8 @@ pub struct Api {
     pub manifest: Arc<Manifest>,
     pub usage: Arc<UsageLog>,
     pub engine: EngineHandle,
+    /// Cancelled when the node has been told to stop: it is not ready any more.
+    pub stopping: CancellationToken,
     pub started_unix_s: i64,
 }
 

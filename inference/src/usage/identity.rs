@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// So long a start waits for the process before it to let go of the directory.
+/// So long a start waits for the process before it to let go of the directory: one that was killed
+/// keeps its locks until the kernel has taken it apart, which takes a moment with a model in memory.
 const PREDECESSOR: Duration = Duration::from_secs(3);
 
 /// A record's identity is this, the node's id and its sequence number.

@@ -9,7 +9,7 @@ use super::writer::{Command, Writer};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -51,13 +51,14 @@ pub struct Recovery {
     pub torn_bytes: u64,
 }
 
-/// An open log. It is closed by [`UsageLog::close`], after the last [`Meter`] is gone.
+/// An open log. It is closed by [`UsageLog::close`], after the last [`Meter`] is gone, and let go by
+/// [`UsageLog::release`], after the last record has been shipped.
 pub struct UsageLog {
     dir: PathBuf,
     identity: LogIdentity,
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
-    _lock: DirLock,
+    lock: Mutex<Option<DirLock>>,
 }
 
 /// What meters, handle and writer have in common.
@@ -105,7 +106,7 @@ impl UsageLog {
             identity,
             shared: Arc::new(Shared { commands, admissions, writable, durable_seq }),
             writer: Mutex::new(Some(thread)),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         };
         Ok((log, Recovery { last_seq, ..recovery }))
     }
@@ -144,17 +145,24 @@ impl UsageLog {
 
     /// Writes everything queued and stops the writer. Blocks on the disk.
     pub fn close(&self) {
-        let thread = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let thread = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return };
         self.shared.send(Command::Close);
         if thread.join().is_err() {
             tracing::error!("the usage log's writer panicked");
         }
     }
+
+    /// Lets another process have the directory: at this moment, and not whenever the last handle to
+    /// the log happens to go.
+    pub fn release(&self) {
+        self.close();
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
 }
 
 impl Drop for UsageLog {
     fn drop(&mut self) {
-        self.close();
+        self.release();
     }
 }

@@ -6,12 +6,16 @@ use super::{LogError, UsageLog};
 use crate::durable::unix_ms;
 use crate::link::{Backoff, Uplink};
 use lorikeet_contract::link::{USAGE_CURSOR_METADATA, UsageAck, UsageBatch};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// After the stop, how long the last records may take to reach the control plane.
+const LAST_SHIPMENT: Duration = Duration::from_secs(5);
 
 /// Why shipping stopped for good. The node goes on serving and keeps its records.
 #[derive(Debug, thiserror::Error)]
@@ -67,9 +71,14 @@ impl Shipper {
         Ok(Self { log, uplink, acknowledged, place: Arc::new(Mutex::new(place)) })
     }
 
-    /// Ships until `stop`, then once more what is durable by then, without waiting for a control
-    /// plane that is away. Records that are not acknowledged are shipped by the next start.
+    /// Ships until `stop`, then what is durable by then, for [`LAST_SHIPMENT`] at most and without
+    /// waiting for a control plane that is away. Records that are not acknowledged are shipped by the
+    /// next start.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), ShipError> {
+        let mut too_late = pin!(async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_SHIPMENT).await;
+        });
         let mut durable = self.log.durable_seq();
         let mut backoff = Backoff::default();
         loop {
@@ -86,7 +95,11 @@ impl Shipper {
             }
             let first_seq = self.acknowledged + 1;
             let batch = self.on_disk(move |p| p.reader.batch(first_seq, durable_seq)).await?;
-            match self.send(batch).await {
+            let sent = tokio::select! {
+                sent = self.send(batch) => sent,
+                () = &mut too_late => Err(Refusal::NotNow(Status::deadline_exceeded("no answer"))),
+            };
+            match sent {
                 Ok(ack) => {
                     backoff.reset();
                     self.acknowledge(ack, first_seq).await?;
@@ -94,6 +107,8 @@ impl Shipper {
                 Err(Refusal::Gap(cursor)) => self.go_back(cursor, first_seq).await?,
                 Err(Refusal::NotNow(status)) => {
                     if stop.is_cancelled() {
+                        tracing::warn!(first_seq, code = ?status.code(),
+                            "the last usage records stay here until the next start ships them");
                         return Ok(());
                     }
                     if backoff.is_fresh() {

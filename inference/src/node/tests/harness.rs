@@ -3,7 +3,7 @@
 use super::control_plane::{ControlPlane, SOON};
 use crate::adapters::{LocalStore, ObjectStore, ResidencyConfig, S3Config};
 use crate::backend::sim::{SimConfig, SimCost};
-use crate::config::{Config, Device};
+use crate::config::{Config, Device, DrainConfig};
 use crate::model::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
 use crate::usage::LogConfig;
@@ -278,6 +278,7 @@ pub fn config(data: &Path, control_plane: &str, address: SocketAddr) -> Config {
         scheduler: SchedulerConfig::default(),
         residency: ResidencyConfig::default(),
         max_requests: 64,
+        drain: DrainConfig { grace: Duration::ZERO, timeout: Duration::from_secs(30) },
         usage: LogConfig { progress_every: Duration::from_millis(10), ..LogConfig::default() },
     }
 }

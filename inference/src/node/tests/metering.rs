@@ -6,6 +6,7 @@ use crate::config::{Config, Device};
 use lorikeet_contract::link::{FinishReason, UsageKind};
 use serde_json::json;
 use std::time::Duration;
+use tokio::net::TcpStream;
 
 /// Slow enough to be caught in the middle of an answer.
 fn slowly(config: &mut Config) {
@@ -143,6 +144,29 @@ async fn a_node_that_stops_in_order_ends_its_requests_and_ships_their_usage() {
     let finals = control_plane.seen().finals();
     assert_eq!(finals.len(), 1, "shipped before the node ended");
     assert_eq!(finals[0].completion_tokens, 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_ended_has_closed_every_account_and_let_go_of_its_directory() {
+    let customer = Customer::new();
+    let control_plane = ControlPlane::start(customer.resources());
+    let impatient = |config: &mut Config| {
+        slowly(config);
+        config.drain.timeout = Duration::from_millis(200);
+    };
+    let node = Node::ready(&control_plane, impatient).await;
+    let silent = TcpStream::connect(node.address).await.expect("a connection");
+    let (mut endless, received) = begun(&node, &customer, 3).await;
+    let data = node.stop().await;
+    let lock = std::fs::File::open(data.path().join("usage/lock")).expect("the lock's file");
+    lock.try_lock().expect("free at once, with clients still there");
+    let last = endless.rest().await.pop().expect("a last event");
+    assert_eq!(last["error"]["code"], "node_stopped", "{last}");
+    drop(silent);
+    let finals = control_plane.seen().finals();
+    assert_eq!(finals.len(), 1, "shipped before the node ended");
+    assert_eq!(finals[0].finish_reason(), FinishReason::Error);
+    assert!(finals[0].completion_tokens >= received as u64);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,10 +26,10 @@ const FORBIDDEN: [&str; 7] =
 fn files(directory: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
-        if path.is_dir() {
-            files(&path, into);
-        } else if path.file_name().unwrap() != "tests.rs" {
-            into.push(path);
+        match path.file_name().and_then(|name| name.to_str()) {
+            Some("tests" | "tests.rs") => {}
+            _ if path.is_dir() => files(&path, into),
+            _ => into.push(path),
         }
     }
 }

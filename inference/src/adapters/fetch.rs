@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
+use tokio_util::sync::CancellationToken;
 
 /// Bytes of one range: whole leaves of the digest.
 const RANGE_BYTES: u64 = 2 * CHUNK_BYTES as u64;
@@ -41,31 +42,25 @@ pub(super) enum FetchError {
     Disk(#[from] io::Error),
     #[error("interrupted: {0}")]
     Interrupted(#[from] JoinError),
+    #[error("nobody wanted it any more")]
+    Cancelled,
 }
 
-/// Downloads, verifies, and gives the file its name.
+/// Downloads, verifies, and gives the file its name. Once all bytes are here it is too late to cancel.
 pub(super) async fn fetch(
     store: &dyn ObjectStore,
     disk: Arc<DiskCache>,
     manifest: &AdapterManifest,
     in_flight: &Semaphore,
+    cancelled: &CancellationToken,
 ) -> Result<(), FetchError> {
     let bytes = manifest.bytes;
     let incoming = disk.create(bytes)?;
     let file = Arc::new(incoming.file.try_clone()?);
-    let leaves: Vec<Vec<[u8; 32]>> = stream::iter(ranges(bytes))
-        .map(|range| {
-            let file = Arc::clone(&file);
-            async move {
-                // Never closed: the semaphore lives as long as the loader.
-                let _permit = in_flight.acquire().await;
-                let data = get(store, &manifest.object_key, range.clone()).await?;
-                tokio::task::spawn_blocking(move || write(&file, range.start, &data)).await?
-            }
-        })
-        .buffered(RANGES_PER_FETCH)
-        .try_collect()
-        .await?;
+    let leaves = tokio::select! {
+        leaves = download(store, manifest, file, in_flight) => leaves?,
+        () = cancelled.cancelled() => return Err(FetchError::Cancelled),
+    };
     let actual = ContentDigest::from_leaves(leaves.into_iter().flatten(), bytes).into();
     if actual != manifest.artifact_digest {
         return Err(FetchError::Digest { actual });
@@ -73,6 +68,25 @@ pub(super) async fn fetch(
     let named = CachedFile::of(manifest);
     tokio::task::spawn_blocking(move || disk.keep(incoming, &named)).await??;
     Ok(())
+}
+
+/// Writes the object's bytes into the file. Returns the hashes of their leaves, by range.
+async fn download(
+    store: &dyn ObjectStore,
+    manifest: &AdapterManifest,
+    file: Arc<File>,
+    in_flight: &Semaphore,
+) -> Result<Vec<Vec<[u8; 32]>>, FetchError> {
+    let written = stream::iter(ranges(manifest.bytes)).map(|range| {
+        let file = Arc::clone(&file);
+        async move {
+            // Never closed: the semaphore lives as long as the loader.
+            let _permit = in_flight.acquire().await;
+            let data = get(store, &manifest.object_key, range.clone()).await?;
+            tokio::task::spawn_blocking(move || write(&file, range.start, &data)).await?
+        }
+    });
+    written.buffered(RANGES_PER_FETCH).try_collect().await
 }
 
 fn ranges(bytes: u64) -> impl Iterator<Item = Range<u64>> {

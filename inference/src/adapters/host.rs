@@ -10,7 +10,8 @@ use lorikeet_contract::{ArtifactDigest, BaseModelSpec, ContentDigest};
 use std::io::{ErrorKind, Read};
 
 /// Reads a cached file into memory of the backend's choice and checks that it fits the base
-/// model. The caller has reserved the bytes. A file that is not what it was is removed.
+/// model. The caller has reserved the bytes. A suspect file is verified first; one that is not what
+/// it was is removed.
 pub(super) fn read(
     disk: &DiskCache,
     manifest: &AdapterManifest,
@@ -23,6 +24,7 @@ pub(super) fn read(
         tracing::warn!(digest = %manifest.key.digest, reason, "adapter file is lost");
         // What cannot be removed is replaced by the next fetch.
         let _ = disk.remove(&named);
+        disk.trust(&named);
         ReadFailure { reason: reason.to_owned(), file_lost: true }
     };
     let mut file = match disk.open_file(&named) {
@@ -38,6 +40,12 @@ pub(super) fn read(
     let mut data = allocator.allocate(size).map_err(|e| failed(e.to_string()))?;
     file.read_exact(data.as_mut_slice()).map_err(|e| failed(format!("the node's disk: {e}")))?;
 
+    if disk.is_suspect(&named) {
+        if digest(data.as_slice()) != manifest.artifact_digest {
+            return Err(lost("the file's bytes have changed on the disk"));
+        }
+        disk.trust(&named);
+    }
     let header = match header(data.as_slice(), manifest, base) {
         Ok(header) => header,
         // Its digest was right when it came. If it still is, the artifact itself is at fault.
@@ -68,7 +76,7 @@ fn header(
     Ok(header)
 }
 
-/// In parallel: this is done when something is wrong already.
+/// In parallel: somebody waits, and it is not done on every load.
 fn digest(data: &[u8]) -> ArtifactDigest {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let chunks: Vec<&[u8]> = data.chunks(CHUNK_BYTES).collect();

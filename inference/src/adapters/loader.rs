@@ -2,13 +2,14 @@
 //! takes in how they ended, and never waits for I/O.
 
 use super::disk::DiskCache;
-use super::fetch::{self, RANGES_IN_FLIGHT};
+use super::fetch::{self, FetchError, RANGES_IN_FLIGHT};
 use super::host;
-use super::residency::{LoadAction, ReadFailure};
+use super::residency::{FetchFailure, LoadAction, ReadFailure};
 use super::{AdapterKey, AdapterManifest, CachedFile, ObjectStore};
 use crate::backend::{HostAdapter, HostAllocator};
 use futures::FutureExt;
 use lorikeet_contract::BaseModelSpec;
+use std::collections::HashMap;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -16,13 +17,14 @@ use std::sync::Arc;
 use std::thread::Thread;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
 /// Ended loads that the engine has not taken in yet. When full, tasks wait with theirs.
 const COMPLETIONS: usize = 64;
 
 /// How a [`LoadAction`] ended.
 pub enum LoadEvent {
-    Fetched { key: AdapterKey, result: Result<(), String> },
+    Fetched { key: AdapterKey, result: Result<(), FetchFailure> },
     Read { key: AdapterKey, result: Result<HostAdapter, ReadFailure> },
     Dropped { key: AdapterKey },
 }
@@ -30,6 +32,9 @@ pub enum LoadEvent {
 /// Performs loads. Each action started ends in exactly one event.
 pub trait AdapterLoader {
     fn start(&mut self, action: LoadAction);
+
+    /// The adapter's `Fetch` may end without its bytes, and soon.
+    fn cancel_fetch(&mut self, key: AdapterKey);
 
     /// Loads that ended since the last call. Never blocks.
     fn poll(&mut self, events: &mut Vec<LoadEvent>);
@@ -49,6 +54,8 @@ pub struct Loader {
     tasks: Arc<Tasks>,
     runtime: Handle,
     events: mpsc::Receiver<LoadEvent>,
+    /// Of the fetches under way.
+    cancels: HashMap<AdapterKey, CancellationToken>,
 }
 
 struct Tasks {
@@ -81,25 +88,47 @@ impl Loader {
             events: sender,
             engine,
         });
-        Ok((Self { tasks, runtime: source.runtime, events }, found))
+        let runtime = source.runtime;
+        Ok((Self { tasks, runtime, events, cancels: HashMap::new() }, found))
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        if let Err(error) = self.tasks.disk.seal() {
+            tracing::warn!(%error, "the adapter cache has no index: its files are verified again");
+        }
     }
 }
 
 impl AdapterLoader for Loader {
     fn start(&mut self, action: LoadAction) {
-        self.runtime.spawn(Arc::clone(&self.tasks).run(action));
+        let cancelled = CancellationToken::new();
+        if let LoadAction::Fetch(manifest) = &action {
+            self.cancels.insert(manifest.key, cancelled.clone());
+        }
+        self.runtime.spawn(Arc::clone(&self.tasks).run(action, cancelled));
+    }
+
+    fn cancel_fetch(&mut self, key: AdapterKey) {
+        if let Some(cancelled) = self.cancels.get(&key) {
+            cancelled.cancel();
+        }
     }
 
     fn poll(&mut self, events: &mut Vec<LoadEvent>) {
         while let Ok(event) = self.events.try_recv() {
+            if let LoadEvent::Fetched { key, .. } = &event {
+                self.cancels.remove(key);
+            }
             events.push(event);
         }
     }
 }
 
 impl Tasks {
-    async fn run(self: Arc<Self>, action: LoadAction) {
-        let performed = AssertUnwindSafe(Arc::clone(&self).perform(action.clone()));
+    async fn run(self: Arc<Self>, action: LoadAction, cancelled: CancellationToken) {
+        let performed = AssertUnwindSafe(Arc::clone(&self).perform(action.clone(), cancelled));
         // A load that panics must end too, or those who need the adapter wait for ever.
         let event = performed.catch_unwind().await.unwrap_or_else(|_| panicked(action));
         // A closed channel means that the engine has stopped.
@@ -107,10 +136,15 @@ impl Tasks {
         self.engine.unpark();
     }
 
-    async fn perform(self: Arc<Self>, action: LoadAction) -> LoadEvent {
+    async fn perform(
+        self: Arc<Self>,
+        action: LoadAction,
+        cancelled: CancellationToken,
+    ) -> LoadEvent {
         match action {
             LoadAction::Fetch(manifest) => {
-                LoadEvent::Fetched { key: manifest.key, result: self.fetch(&manifest).await }
+                let result = self.fetch(&manifest, &cancelled).await;
+                LoadEvent::Fetched { key: manifest.key, result }
             }
             LoadAction::Read(manifest) => {
                 let key = manifest.key;
@@ -123,12 +157,19 @@ impl Tasks {
         }
     }
 
-    async fn fetch(&self, manifest: &AdapterManifest) -> Result<(), String> {
+    async fn fetch(
+        &self,
+        manifest: &AdapterManifest,
+        cancelled: &CancellationToken,
+    ) -> Result<(), FetchFailure> {
         let disk = Arc::clone(&self.disk);
-        let result = fetch::fetch(&*self.store, disk, manifest, &self.ranges).await;
-        result.map_err(|error| {
-            tracing::warn!(digest = %manifest.key.digest, ?error, "fetching an adapter failed");
-            error.to_string()
+        let result = fetch::fetch(&*self.store, disk, manifest, &self.ranges, cancelled).await;
+        result.map_err(|error| match error {
+            FetchError::Cancelled => FetchFailure::Cancelled,
+            error => {
+                tracing::warn!(digest = %manifest.key.digest, ?error, "fetching an adapter failed");
+                FetchFailure::Failed(error.to_string())
+            }
         })
     }
 
@@ -157,7 +198,10 @@ impl Tasks {
 fn panicked(action: LoadAction) -> LoadEvent {
     let reason = "loading it failed inside the node".to_owned();
     match action {
-        LoadAction::Fetch(m) => LoadEvent::Fetched { key: m.key, result: Err(reason) },
+        LoadAction::Fetch(m) => {
+            let failure = FetchFailure::Failed(reason);
+            LoadEvent::Fetched { key: m.key, result: Err(failure) }
+        }
         LoadAction::Read(m) => {
             let failure = ReadFailure { reason, file_lost: false };
             LoadEvent::Read { key: m.key, result: Err(failure) }

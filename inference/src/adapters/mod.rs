@@ -3,11 +3,14 @@
 mod disk;
 mod fetch;
 mod host;
+mod index;
 pub mod loader;
 pub mod residency;
 pub mod store;
 
-pub use residency::{AdapterReport, ResidencyConfig, ResidencyReport, ResidencyState, TierUse};
+pub use residency::{
+    AdapterReport, Pin, PinState, ResidencyConfig, ResidencyReport, ResidencyState, TierUse,
+};
 pub use store::{LocalStore, ObjectError, ObjectStore, S3Config, S3Store};
 
 use lorikeet_contract::{AdapterDigest, ArtifactDigest, TenantId};
@@ -32,7 +35,7 @@ pub struct AdapterManifest {
 }
 
 /// A verified file in the node's disk cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct CachedFile {
     pub key: AdapterKey,
     pub artifact_digest: ArtifactDigest,

@@ -45,8 +45,10 @@ impl Engine {
                         revocation.covers(request.tenant, request.key)
                     });
                 }
-                Command::Prefetch(manifest) => self.residency.prefetch(&manifest, now),
+                Command::WarmUp(warm_up) => self.warm_up(warm_up, now),
                 Command::Forget(key) => self.residency.forget(key),
+                Command::Retain(adapters) => self.residency.retain(&adapters),
+                Command::Pin(pins) => self.residency.pin(pins, now),
                 Command::Drain => self.state = EngineState::Draining,
                 Command::Shutdown => self.state = EngineState::Stopped("it was shut down".into()),
             }
@@ -148,6 +150,7 @@ impl Engine {
             let usage = self.scheduler.get(id).map(|s| usage(s, now)).unwrap_or_default();
             self.end(id, EngineEvent::Failed { error: error.clone(), usage });
         }
+        self.warm_ups.clear();
         refuse_all(&mut self.commands, reason);
     }
 

@@ -2,16 +2,19 @@
 
 use super::request::{EngineRequest, SubmitError};
 use super::stats::{EngineState, EngineStats};
-use crate::adapters::{AdapterKey, AdapterManifest};
+use super::warm_up::{WarmUp, WarmUpError};
+use crate::adapters::{AdapterKey, AdapterManifest, Pin};
+use crate::share::TenantShare;
 use lorikeet_contract::{KeyId, RequestId, TenantId};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::thread::Thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-/// Room in the command channel beside one place for each request. When it is full, `cancel` and
-/// `prefetch` are dropped, `revoke`, `forget`, `drain` and `shutdown` wait.
+/// Room in the command channel beside one place for each request. When it is full, `cancel` is
+/// dropped, `warm_up` is refused, and whatever else is told to the engine waits.
 pub(super) const CONTROL_COMMANDS: usize = 1024;
 
 /// Whose requests lose their access while they run.
@@ -34,8 +37,10 @@ pub(super) enum Command {
     Submit(Box<Submission>),
     Cancel(RequestId),
     Revoke(Revocation),
-    Prefetch(Arc<AdapterManifest>),
+    WarmUp(WarmUp),
     Forget(AdapterKey),
+    Retain(HashSet<AdapterKey>),
+    Pin(Vec<Pin>),
     Drain,
     Shutdown,
 }
@@ -135,10 +140,34 @@ impl EngineHandle {
         self.send(Command::Revoke(revocation)).await;
     }
 
-    /// A hint: brings an adapter into host memory while there is room for it.
-    pub fn prefetch(&self, adapter: Arc<AdapterManifest>) {
-        let _ = self.commands.try_send(Command::Prefetch(adapter));
+    /// Loads an adapter onto the device ahead of requests, and returns when it is there, with the time
+    /// that took. The load goes on when the caller does not wait for it.
+    pub async fn warm_up(
+        &self,
+        adapter: Arc<AdapterManifest>,
+        share: TenantShare,
+    ) -> Result<Duration, WarmUpError> {
+        if !self.stats.borrow().state.accepts() {
+            return Err(WarmUpError::Stopped);
+        }
+        let (reply, loaded) = oneshot::channel();
+        let warm_up = WarmUp { adapter, share, reply };
+        self.commands.try_send(Command::WarmUp(warm_up)).map_err(|e| match e {
+            TrySendError::Full(_) => WarmUpError::QueueFull,
+            TrySendError::Closed(_) => WarmUpError::Stopped,
+        })?;
         self.thread.unpark();
+        loaded.await.unwrap_or(Err(WarmUpError::Stopped))
+    }
+
+    /// The adapters that there are, told at the start: what the disk cache has of others is removed.
+    pub async fn retain(&self, adapters: HashSet<AdapterKey>) {
+        self.send(Command::Retain(adapters)).await;
+    }
+
+    /// Replaces the adapters that are loaded ahead and kept in memory, in this order while they fit.
+    pub async fn pin(&self, pins: Vec<Pin>) {
+        self.send(Command::Pin(pins)).await;
     }
 
     /// The adapter was deleted: requests under way keep it, and its bytes leave every tier when

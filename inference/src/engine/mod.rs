@@ -22,10 +22,11 @@ mod handle;
 pub mod request;
 mod stats;
 mod thread;
+mod warm_up;
 
 use crate::adapters::CachedFile;
 use crate::adapters::loader::{AdapterLoader, LoadEvent};
-use crate::adapters::residency::{AdapterAction, LoadAction, Residency};
+use crate::adapters::residency::{AdapterAction, LoadAction, Residency, UploadFailure};
 use crate::backend::batch::SequenceId;
 use crate::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
 use crate::kv::BlockPool;
@@ -36,12 +37,14 @@ use lorikeet_contract::RequestId;
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
+use warm_up::WarmingUp;
 
 pub use config::EngineConfig;
 pub use handle::{EngineHandle, Places, Revocation};
 pub use request::{EngineEvent, EngineRequest, FinishReason, RequestError, SubmitError, Usage};
 pub use stats::{EngineState, EngineStats, KvUse, StepReport};
 pub use thread::spawn;
+pub use warm_up::WarmUpError;
 
 /// Why the engine ended. Every request in flight has been told.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +82,7 @@ pub struct Engine {
     next_sequence: u64,
     state: EngineState,
 
+    warm_ups: Vec<WarmingUp>,
     step: u64,
     in_flight: VecDeque<InFlight>,
     /// The residency that the snapshot shows.
@@ -120,6 +124,7 @@ impl Engine {
             by_id: HashMap::new(),
             next_sequence: 0,
             state: EngineState::Running,
+            warm_ups: Vec::new(),
             step: 0,
             in_flight: VecDeque::new(),
             reported_changes: None,
@@ -151,6 +156,7 @@ impl Engine {
         let mut plan = self.spare_plans.pop().unwrap_or_default();
         self.scheduler.schedule(now, &mut self.kv, &mut self.residency, &mut plan);
         self.perform(&mut plan.actions, now)?;
+        self.settle_warm_ups(now);
         for (sequence, ending) in plan.ended.drain(..) {
             self.finish(&sequence, ending, now);
         }
@@ -187,8 +193,7 @@ impl Engine {
         let mut uploads = std::mem::take(&mut self.uploads);
         self.backend.poll_uploads(&mut uploads);
         for UploadDone { slot, result } in uploads.drain(..) {
-            let result = own_fault_only(result)?;
-            self.residency.uploaded(slot, result, now);
+            self.residency.uploaded(slot, upload_end(result)?, now);
         }
         self.uploads = uploads;
         Ok(())
@@ -202,10 +207,12 @@ impl Engine {
         for action in actions.drain(..) {
             match action {
                 AdapterAction::Load(load) => self.loader.start(load),
+                AdapterAction::CancelFetch(key) => self.loader.cancel_fetch(key),
                 AdapterAction::Evict(slot) => self.backend.evict(slot),
                 AdapterAction::Upload { slot, adapter } => {
-                    if let Err(reason) = own_fault_only(self.backend.begin_upload(slot, adapter))? {
-                        self.residency.uploaded(slot, Err(reason), now);
+                    let begun = upload_end(self.backend.begin_upload(slot, adapter))?;
+                    if begun.is_err() {
+                        self.residency.uploaded(slot, begun, now);
                     }
                 }
             }
@@ -237,11 +244,16 @@ impl Engine {
     }
 }
 
-/// An adapter's own fault is told to those who need it; a device error ends the engine.
-fn own_fault_only(result: Result<(), BackendError>) -> Result<Result<(), String>, BackendError> {
+/// A want of room is residency's to mend, an adapter's own fault is told to those who need it, and a
+/// device error ends the engine.
+fn upload_end(result: Result<(), BackendError>) -> Result<Result<(), UploadFailure>, BackendError> {
     match result {
         Err(BackendError::Device(reason)) => Err(BackendError::Device(reason)),
-        other => Ok(other.map_err(|error| error.to_string())),
+        Err(BackendError::NoRoomYet { .. } | BackendError::OutOfMemory { .. }) => {
+            Ok(Err(UploadFailure::NoRoom))
+        }
+        Err(error @ BackendError::Adapter(_)) => Ok(Err(UploadFailure::Failed(error.to_string()))),
+        Ok(()) => Ok(Ok(())),
     }
 }
 

@@ -89,7 +89,8 @@ impl Engine {
         if self.residency.uploads() > 0 {
             return UPLOAD_NAP;
         }
-        if self.requests.is_empty() { IDLE_NAP } else { WAITING_NAP }
+        let nobody_waits = self.requests.is_empty() && self.warm_ups.is_empty();
+        if nobody_waits { IDLE_NAP } else { WAITING_NAP }
     }
 
     /// Refuses what comes, and tells every request why.

@@ -72,6 +72,7 @@ impl Link {
     /// Follows the control plane until `stop`. The node serves what it holds meanwhile, with or
     /// without a stream.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.keeper.announce().await;
         let mut backoff = Backoff::default();
         loop {
             let begun = std::time::Instant::now();
@@ -170,7 +171,10 @@ impl Link {
             return Ok(());
         }
         *reported = residency;
-        send(outgoing, FromNode::Residency(residency::to_proto(reported))).await
+        for part in residency::to_messages(reported) {
+            send(outgoing, FromNode::Residency(part)).await?;
+        }
+        Ok(())
     }
 
     fn hello(&self) -> Hello {

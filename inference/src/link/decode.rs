@@ -82,14 +82,14 @@ impl ManifestView {
         let resource = read::<AdapterResource>(payload)?;
         same_id(id, &resource.id)?;
         let tenant_id: TenantId = parsed(&resource.tenant_id)?;
-        let (name, version) = (resource.name.clone(), resource.version);
+        let (name, version, pinned) = (resource.name.clone(), resource.version, resource.pinned);
         let version_id = parsed(&resource.id)?;
         let (state, taken) = match version_state(resource, tenant_id, base) {
             Ok(state) => (state, Ok(())),
             Err(reason) => (VersionState::Rejected(reason.clone()), Err(reason)),
         };
         let adapter = self.adapters.entry(tenant_id).or_default().entry(name).or_default();
-        adapter.versions.insert(version, AdapterVersion { id: version_id, version, state });
+        adapter.versions.insert(version, AdapterVersion { id: version_id, version, state, pinned });
         taken
     }
 

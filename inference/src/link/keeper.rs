@@ -46,6 +46,15 @@ impl Keeper {
         Ok(Self { state, base, shared, engine, store, denied_path })
     }
 
+    /// Tells the engine what there is in the manifest kept on disk, if there is one.
+    pub async fn announce(&self) {
+        let Current { view, applied, .. } = &*self.shared.current();
+        if *applied {
+            self.engine.retain(view.servable()).await;
+            self.engine.pin(view.pins()).await;
+        }
+    }
+
     pub fn state(&self) -> &ManifestState {
         &self.state
     }
@@ -128,6 +137,13 @@ impl Keeper {
         }
         for adapter in withdrawn.adapters {
             self.engine.forget(adapter).await;
+        }
+        if !before.applied {
+            self.engine.retain(view.servable()).await;
+        }
+        let pins = view.pins();
+        if pins != before.view.pins() {
+            self.engine.pin(pins).await;
         }
         view
     }

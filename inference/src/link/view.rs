@@ -1,6 +1,6 @@
 //! The manifest decoded and indexed for requests. Pure and immutable: a change makes a new view.
 
-use crate::adapters::{AdapterKey, AdapterManifest};
+use crate::adapters::{AdapterKey, AdapterManifest, Pin};
 use crate::engine::Revocation;
 use crate::share::TenantShare;
 use lorikeet_contract::key::Scope;
@@ -60,6 +60,8 @@ pub struct AdapterVersion {
     pub id: AdapterVersionId,
     pub version: u32,
     pub state: VersionState,
+    /// By an operator: to be loaded ahead and kept while it fits.
+    pub pinned: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +86,13 @@ impl Adapter {
     pub fn current(&self) -> Option<&AdapterVersion> {
         let servable = |v: &&AdapterVersion| matches!(v.state, VersionState::Servable(_));
         self.versions.values().rev().find(servable).or_else(|| self.versions.values().next_back())
+    }
+
+    /// What its name and its aliases call, each once.
+    fn called(&self) -> impl Iterator<Item = &AdapterVersion> {
+        let current = self.current().map(|version| version.id);
+        let is_called = move |id| current == Some(id) || self.aliases.values().any(|a| *a == id);
+        self.versions.values().filter(move |version| is_called(version.id))
     }
 
     /// `selector` is what follows the `@`: a version number or an alias.
@@ -167,8 +176,29 @@ impl ManifestView {
         Withdrawn { access: keys.map(Revocation::Key).chain(tenants).collect(), adapters }
     }
 
+    /// What to load ahead and keep, oldest first: of each pinned adapter the version that its name
+    /// calls, and those that aliases name.
+    pub fn pins(&self) -> Vec<Pin> {
+        let mut pins: Vec<(AdapterVersionId, Pin)> = Vec::new();
+        for (tenant, adapters) in &self.adapters {
+            let share = self.tenant(*tenant).map(|t| t.limits.share()).unwrap_or_default();
+            for adapter in adapters.values() {
+                for version in adapter.called().filter(|version| version.pinned) {
+                    if let VersionState::Servable(manifest) = &version.state {
+                        pins.push((version.id, Pin { manifest: manifest.clone(), share }));
+                    }
+                }
+            }
+        }
+        pins.sort_unstable_by_key(|(id, _)| *id);
+        // Versions that share their content share its place.
+        let mut seen = HashSet::new();
+        pins.retain(|(_, pin)| seen.insert(pin.manifest.key));
+        pins.into_iter().map(|(_, pin)| pin).collect()
+    }
+
     /// Several versions may share their content, and then their bytes.
-    fn servable(&self) -> HashSet<AdapterKey> {
+    pub(super) fn servable(&self) -> HashSet<AdapterKey> {
         let versions =
             self.adapters.values().flat_map(BTreeMap::values).flat_map(|a| a.versions.values());
         versions

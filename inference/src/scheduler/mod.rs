@@ -96,13 +96,13 @@ impl Scheduler {
         residency: &mut Residency,
         now: Instant,
     ) -> Result<(), (Box<Sequence>, Ending)> {
-        let adapter = new.adapter.clone();
+        let (adapter, share) = (new.adapter.clone(), new.share);
         let mut sequence = Box::new(Sequence::new(new, kv));
         if let Some(ending) = sequence.refusal(kv) {
             return Err((sequence, ending));
         }
         if let Some(manifest) = adapter {
-            match residency.demand(&manifest, now) {
+            match residency.demand(&manifest, share, now) {
                 Ok(demand) => sequence.adapter = Some((manifest.key, demand)),
                 Err(reason) => return Err((sequence, Ending::AdapterLoad(reason))),
             }

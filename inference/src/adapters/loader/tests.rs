@@ -1,3 +1,5 @@
+mod repair;
+
 use super::*;
 use crate::adapters::{LocalStore, ObjectError};
 use crate::backend::HeapAllocator;
@@ -118,7 +120,8 @@ async fn perform(loader: &mut Loader, action: LoadAction) -> LoadEvent {
 async fn fetch_error(rig: &Rig, loader: &mut Loader) -> String {
     let LoadEvent::Fetched { result, .. } = perform(loader, rig.fetch()).await else { panic!() };
     assert!(files(&rig.cache()).is_empty(), "nothing is left behind");
-    result.unwrap_err()
+    let Err(FetchFailure::Failed(reason)) = result else { panic!("{result:?}") };
+    reason
 }
 
 async fn read_error(rig: &Rig, loader: &mut Loader) -> ReadFailure {

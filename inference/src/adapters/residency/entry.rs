@@ -1,8 +1,9 @@
 //! One adapter's state in each tier.
 
 use super::lease::{AdapterDemand, AdapterLease};
+use super::pins::PinState;
 use super::report::ResidencyState;
-use crate::adapters::{AdapterKey, AdapterManifest, CachedFile};
+use crate::adapters::{AdapterManifest, CachedFile};
 use crate::backend::HostAdapter;
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +13,14 @@ use std::time::Instant;
 pub(super) enum OnDisk {
     Absent,
     /// Its bytes are reserved.
-    Fetching(CachedFile),
+    Fetching {
+        file: CachedFile,
+        since: Instant,
+        /// Since when nobody needs it.
+        unwanted_since: Option<Instant>,
+        /// Told to break off; it may end well all the same.
+        cancelled: bool,
+    },
     Present(CachedFile),
     /// Being removed; its bytes are free when that is confirmed.
     Dropping(CachedFile),
@@ -69,6 +77,11 @@ pub(super) struct Entry {
     pub last_used: Instant,
     /// Deleted by its owner: leaves every tier when nobody needs it any more.
     pub forgotten: bool,
+    pub pin: Option<PinState>,
+    /// What it needs on the device; known from its first read on.
+    pub device_size: Option<u64>,
+    /// Uploads that the device has refused for want of room, since the last that it took.
+    pub refused_uploads: u32,
 }
 
 impl Entry {
@@ -83,11 +96,23 @@ impl Entry {
             attempts: 0,
             last_used: now,
             forgotten: false,
+            pin: None,
+            device_size: None,
+            refused_uploads: 0,
         }
     }
 
     pub fn is_demanded(&self) -> bool {
         self.demand.is_shared()
+    }
+
+    /// Its pin holds its places in host memory and on the device.
+    pub fn is_held(&self) -> bool {
+        self.pin == Some(PinState::Held)
+    }
+
+    pub fn is_wanted(&self) -> bool {
+        self.is_demanded() || self.is_held()
     }
 
     /// In no tier, and nothing under way.
@@ -98,9 +123,15 @@ impl Entry {
         )
     }
 
-    /// Somebody needs it on the device, and nothing on the way there has its place yet.
+    /// It is wanted on the device, and nothing on the way there has its place yet.
     pub fn waits_for_device(&self) -> bool {
-        self.is_demanded() && self.failure.is_none() && matches!(self.device, OnDevice::Absent)
+        self.is_wanted() && self.failure.is_none() && matches!(self.device, OnDevice::Absent)
+    }
+
+    /// Nothing of it is on the node or on its way.
+    pub fn waits_for_fetch(&self) -> bool {
+        self.waits_for_device()
+            && matches!((&self.disk, &self.host), (OnDisk::Absent, InHost::Absent))
     }
 
     /// Bytes that dropping the host copy would free.
@@ -125,7 +156,9 @@ impl Entry {
     pub fn disk_bytes(&self) -> u64 {
         match &self.disk {
             OnDisk::Absent => 0,
-            OnDisk::Fetching(file) | OnDisk::Present(file) | OnDisk::Dropping(file) => file.bytes,
+            OnDisk::Fetching { file, .. } | OnDisk::Present(file) | OnDisk::Dropping(file) => {
+                file.bytes
+            }
         }
     }
 
@@ -153,40 +186,8 @@ impl Entry {
         match (&self.disk, &self.host) {
             (_, InHost::Present { .. }) => ResidencyState::Host,
             (OnDisk::Present(_), _) => ResidencyState::Disk,
-            (OnDisk::Fetching(_), _) => ResidencyState::Fetching,
+            (OnDisk::Fetching { .. }, _) => ResidencyState::Fetching,
             (OnDisk::Absent | OnDisk::Dropping(_), _) => ResidencyState::Absent,
-        }
-    }
-}
-
-/// A tier's budget and who has a part of it.
-#[derive(Debug)]
-pub(super) struct Tier {
-    /// Reservations included. `used <= capacity`.
-    pub used: u64,
-    pub capacity: u64,
-    pub members: Vec<AdapterKey>,
-}
-
-impl Tier {
-    pub fn new(capacity: u64) -> Self {
-        Self { used: 0, capacity, members: Vec::new() }
-    }
-
-    pub fn free(&self) -> u64 {
-        self.capacity - self.used
-    }
-
-    pub fn reserve(&mut self, key: AdapterKey, bytes: u64) {
-        debug_assert!(bytes <= self.free());
-        self.used += bytes;
-        self.members.push(key);
-    }
-
-    pub fn release(&mut self, key: AdapterKey, bytes: u64) {
-        self.used -= bytes;
-        if let Some(at) = self.members.iter().position(|member| *member == key) {
-            self.members.swap_remove(at);
         }
     }
 }

@@ -16,20 +16,43 @@ pub struct ReadFailure {
     pub file_lost: bool,
 }
 
+/// Why an adapter did not arrive on the disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FetchFailure {
+    /// By a [`AdapterAction::CancelFetch`](super::AdapterAction).
+    Cancelled,
+    Failed(String),
+}
+
+/// Why an adapter was not placed on the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UploadFailure {
+    /// The bytes may be free, but the device does not have them in one piece. Not the adapter's fault.
+    NoRoom,
+    Failed(String),
+}
+
 impl Residency {
     /// A `Fetch` has ended.
-    pub fn fetched(&mut self, key: AdapterKey, result: Result<(), String>, now: Instant) {
-        self.fetches -= 1;
+    pub fn fetched(&mut self, key: AdapterKey, result: Result<(), FetchFailure>, now: Instant) {
+        self.fetching.retain(|fetching| *fetching != key);
         self.changes += 1;
         let Some(entry) = self.entries.get_mut(&key) else { return };
-        let OnDisk::Fetching(file) = entry.disk else { return };
-        match result {
-            Ok(()) => entry.disk = OnDisk::Present(file),
-            Err(reason) => {
-                entry.disk = OnDisk::Absent;
-                self.disk.release(key, file.bytes);
-                self.fail(key, reason, now);
+        let OnDisk::Fetching { file, cancelled, .. } = entry.disk else { return };
+        let failure = match result {
+            Ok(()) => {
+                entry.disk = OnDisk::Present(file);
+                return;
             }
+            Err(failure) => failure,
+        };
+        entry.disk = OnDisk::Absent;
+        self.disk.release(key, file.bytes);
+        match failure {
+            // Whoever still wanted it has been told, or wants it since and has it fetched again.
+            FetchFailure::Cancelled => {}
+            FetchFailure::Failed(_) if cancelled => {}
+            FetchFailure::Failed(reason) => self.fail(key, reason, now),
         }
     }
 
@@ -45,14 +68,11 @@ impl Residency {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         let InHost::Reading { bytes } = entry.host else { return };
         let failure = match result {
-            Ok((adapter, device_bytes)) if device_bytes <= self.device.capacity => {
+            Ok((adapter, device_bytes)) => {
                 entry.host = InHost::Present { adapter: Arc::new(adapter), bytes, device_bytes };
+                let is_news = entry.device_size.replace(device_bytes) != Some(device_bytes);
+                self.pins.stale |= is_news && entry.pin.is_some();
                 return;
-            }
-            Ok((_, needed)) => {
-                let room = self.device.capacity;
-                let reason = format!("it needs {needed} bytes on the device, this node has {room}");
-                ReadFailure { reason, file_lost: false }
             }
             Err(failure) => failure,
         };
@@ -82,15 +102,20 @@ impl Residency {
     }
 
     /// An `Upload` has ended. After a failed one the slot is free.
-    pub fn uploaded(&mut self, slot: AdapterSlot, result: Result<(), String>, now: Instant) {
+    ///
+    /// One that was refused for want of room is tried again when no other is under way, because only
+    /// then a device can close its gaps, and at the cost of more adapters each time. It is the
+    /// adapter's failure when the device has no room with nothing else on it.
+    pub fn uploaded(&mut self, slot: AdapterSlot, result: Result<(), UploadFailure>, now: Instant) {
         self.changes += 1;
         self.uploads -= 1;
         let Some(key) = self.slots.owner(slot) else { return };
         let Some(entry) = self.entries.get_mut(&key) else { return };
         let OnDevice::Uploading { bytes, .. } = entry.device else { return };
-        match result {
+        let failure = match result {
             Ok(()) => {
                 entry.attempts = 0;
+                entry.refused_uploads = 0;
                 entry.last_used = now;
                 entry.device = OnDevice::Present {
                     lease: AdapterLease::new(slot, now),
@@ -98,19 +123,34 @@ impl Residency {
                     quantum_ends: now + self.config.quantum,
                     leaving: false,
                 };
+                return;
             }
-            Err(reason) => {
-                entry.device = OnDevice::Absent;
-                self.device.release(key, bytes);
-                self.slots.release(slot);
+            Err(failure) => failure,
+        };
+        entry.device = OnDevice::Absent;
+        entry.refused_uploads += 1;
+        self.device.release(key, bytes);
+        self.slots.release(slot);
+        match failure {
+            UploadFailure::NoRoom if self.device.used > 0 => {
+                let waits = entry.waits_for_device() && !self.wanted.contains(&key);
+                if waits {
+                    self.wanted.push_front(key);
+                }
+            }
+            UploadFailure::NoRoom => {
+                let room = self.device.capacity;
+                let reason = format!("its {bytes} bytes have no room among the device's {room}");
                 self.fail(key, reason, now);
             }
+            UploadFailure::Failed(reason) => self.fail(key, reason, now),
         }
     }
 
-    fn fail(&mut self, key: AdapterKey, reason: String, now: Instant) {
+    pub(super) fn fail(&mut self, key: AdapterKey, reason: String, now: Instant) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.attempts = entry.attempts.saturating_add(1);
+        entry.refused_uploads = 0;
         let retry_at = now + backoff(&self.config, entry);
         entry.failure = Some(Failure { retry_at, reason });
         self.failures.push(key);

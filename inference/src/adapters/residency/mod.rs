@@ -11,29 +11,37 @@
 //! others that needed the room. Adapters that sequences need and that are not on the device wait
 //! in one queue. Whoever is ahead may displace what nobody needs and those behind, and, once its
 //! quantum has ended, what is on the device: so each gets its turn, and a swap is paid for by a
-//! quantum of use.
+//! quantum of use. A tenant that has used up its quota waits for its own adapters to let go, and
+//! nobody waits for it. [Pins](Pin) keep their places.
 
+mod device;
+mod disk;
 mod entry;
 mod events;
+mod host;
 mod lease;
+mod pins;
 mod plan;
 mod report;
 mod slots;
+mod tier;
 
 use crate::adapters::{AdapterKey, AdapterManifest, CachedFile};
 use crate::backend::{AdapterSlot, HostAdapter};
-use entry::{Entry, OnDevice, OnDisk, Tier};
+use crate::share::TenantShare;
+use entry::{Entry, OnDevice, OnDisk};
+use lorikeet_contract::TenantId;
+use pins::Pins;
 use slots::Slots;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tier::Tier;
 
-pub use events::ReadFailure;
+pub use events::{FetchFailure, ReadFailure, UploadFailure};
 pub use lease::{AdapterDemand, AdapterLease};
+pub use pins::{Pin, PinRefusal, PinState};
 pub use report::{AdapterReport, ResidencyReport, ResidencyState, TierUse};
-
-/// Hints kept at once. One more is dropped: the first request loads the adapter then.
-const MAX_HINTS: usize = 256;
 
 /// Budgets and pace. The device's budget is the backend's
 /// ([`Capacity::adapter_bytes`](crate::backend::Capacity)).
@@ -51,6 +59,10 @@ pub struct ResidencyConfig {
     /// A failed load is tried again after this, doubled with each failure up to `retry_max`.
     pub retry_min: Duration,
     pub retry_max: Duration,
+    /// A download that takes longer fails those who wait for it.
+    pub load_deadline: Duration,
+    /// A download that nobody wants any more is broken off after this.
+    pub abandon_after: Duration,
 }
 
 impl Default for ResidencyConfig {
@@ -64,14 +76,18 @@ impl Default for ResidencyConfig {
             max_uploads: 4,
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(60),
+            load_deadline: Duration::from_secs(120),
+            abandon_after: Duration::from_secs(5),
         }
     }
 }
 
-/// What is to be done. Each but `Evict` ends in exactly one report back.
+/// What is to be done. Each but `Evict` and `CancelFetch` ends in exactly one report back.
 pub enum AdapterAction {
     /// To be done beside the running steps.
     Load(LoadAction),
+    /// Nobody waits for the adapter's `Fetch` any more: it may end without its bytes, and soon.
+    CancelFetch(AdapterKey),
     /// Host memory to the device; ends in [`Residency::uploaded`].
     Upload { slot: AdapterSlot, adapter: Arc<HostAdapter> },
     /// No submitted step reads the slot.
@@ -99,10 +115,12 @@ pub struct Residency {
     slots: Slots,
     /// Needed and not on the device, longest waiting first.
     wanted: VecDeque<AdapterKey>,
-    /// To be brought into host memory while there is room.
-    hints: VecDeque<AdapterKey>,
     forgotten: Vec<AdapterKey>,
-    fetches: usize,
+    pins: Pins,
+    /// What tenants were last said to be entitled to.
+    shares: HashMap<TenantId, TenantShare>,
+    /// Their downloads are under way.
+    fetching: Vec<AdapterKey>,
     reads: usize,
     uploads: usize,
     /// Failed since [`Residency::take_failures`].
@@ -121,9 +139,10 @@ impl Residency {
             device: Tier::new(device_bytes),
             slots: Slots::new(max_slots),
             wanted: VecDeque::new(),
-            hints: VecDeque::new(),
             forgotten: Vec::new(),
-            fetches: 0,
+            pins: Pins::default(),
+            shares: HashMap::new(),
+            fetching: Vec::new(),
             reads: 0,
             uploads: 0,
             failures: Vec::new(),
@@ -145,24 +164,29 @@ impl Residency {
         true
     }
 
-    /// A sequence needs the adapter until it drops what this returns; the load starts with the
-    /// next plan. An error is the reason why it cannot be had: of a failed load that is not to be
-    /// tried again yet, or a size that no room would be enough for.
+    /// Somebody needs the adapter until they drop what this returns; the load starts with the next
+    /// plan. `share` is what its tenant is entitled to now. An error is the reason why it cannot be
+    /// had: of a failed load that is not to be tried again yet, or a size that no room would be
+    /// enough for.
     pub fn demand(
         &mut self,
         manifest: &Arc<AdapterManifest>,
+        share: TenantShare,
         now: Instant,
     ) -> Result<AdapterDemand, String> {
-        let bytes = manifest.bytes;
-        for (tier, place) in [(&self.disk, "on disk"), (&self.host, "in host memory")] {
-            if bytes > tier.capacity {
-                let room = tier.capacity;
-                return Err(format!("it needs {bytes} bytes {place}, this node has {room}"));
-            }
+        let (key, bytes) = (manifest.key, manifest.bytes);
+        if self.shares.insert(key.tenant, share) != Some(share) {
+            self.pins.stale = true;
+        }
+        if bytes > self.disk.capacity {
+            let room = self.disk.capacity;
+            return Err(format!("it needs {bytes} bytes on disk, this node has {room}"));
+        }
+        if let Some(reason) = self.too_large_for_host(key, bytes) {
+            return Err(reason);
         }
         let nobody_waits = self.wanted.is_empty();
         let quantum = self.config.quantum;
-        let key = manifest.key;
         let waits = self.wanted.contains(&key);
         let entry = self.know(manifest, now);
         if let Some(failure) = &entry.failure {
@@ -185,21 +209,24 @@ impl Residency {
         Ok(demand)
     }
 
-    /// A hint that the adapter will be needed.
-    pub fn prefetch(&mut self, manifest: &Arc<AdapterManifest>, now: Instant) {
-        if self.hints.len() == MAX_HINTS || manifest.bytes > self.disk.capacity {
-            return;
-        }
-        self.know(manifest, now);
-        self.hints.push_back(manifest.key);
-    }
-
     /// The adapter was deleted: when nobody needs it any more, its bytes leave every tier.
     pub fn forget(&mut self, key: AdapterKey) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         if !entry.forgotten {
             entry.forgotten = true;
             self.forgotten.push(key);
+        }
+        if entry.pin.take().is_some() {
+            self.pins.drop_pin(key);
+        }
+    }
+
+    /// Forgets what is not among `kept`: adapters deleted while the node was down, whose files it
+    /// still had.
+    pub fn retain(&mut self, kept: &HashSet<AdapterKey>) {
+        let gone: Vec<_> = self.entries.keys().filter(|key| !kept.contains(key)).copied().collect();
+        for key in gone {
+            self.forget(key);
         }
     }
 
@@ -231,7 +258,7 @@ impl Residency {
         self.changes
     }
 
-    /// Every adapter in some tier, or failed.
+    /// Every adapter in some tier, failed, or pinned.
     pub fn report(&self) -> ResidencyReport {
         let tier = |t: &Tier| TierUse { used: t.used, capacity: t.capacity };
         let mut adapters: Vec<AdapterReport> = self
@@ -240,6 +267,7 @@ impl Residency {
             .map(|(key, entry)| AdapterReport {
                 key: *key,
                 state: entry.state(),
+                pin: entry.pin,
                 disk_bytes: entry.disk_bytes(),
                 host_bytes: entry.host_bytes(),
                 device_bytes: entry.device_bytes(),
@@ -252,6 +280,10 @@ impl Residency {
             device: tier(&self.device),
             adapters,
         }
+    }
+
+    fn share(&self, tenant: TenantId) -> TenantShare {
+        self.shares.get(&tenant).copied().unwrap_or_default()
     }
 
     /// The adapter's entry, with the manifest to load it by.

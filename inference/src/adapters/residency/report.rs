@@ -1,5 +1,6 @@
 //! Residency as others see it.
 
+use super::PinState;
 use crate::adapters::AdapterKey;
 use crate::backend::AdapterSlot;
 use std::time::Instant;
@@ -32,6 +33,8 @@ pub struct TierUse {
 pub struct AdapterReport {
     pub key: AdapterKey,
     pub state: ResidencyState,
+    /// What has become of its pin, if it is pinned.
+    pub pin: Option<PinState>,
     /// Bytes it occupies in each tier; an adapter may be in several.
     pub disk_bytes: u64,
     pub host_bytes: u64,

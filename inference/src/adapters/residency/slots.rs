@@ -19,7 +19,6 @@ impl Slots {
         self.owners.iter().filter(|owner| owner.is_none()).count()
     }
 
-    #[cfg(test)]
     pub fn capacity(&self) -> usize {
         self.owners.len()
     }

@@ -59,6 +59,9 @@ pub struct SimFaults {
     pub error_at_step: Option<u64>,
     /// Uploads of these adapters fail.
     pub refused: Vec<AdapterDigest>,
+    /// Adapter memory has gaps: while another upload is under way, one that would take more than a
+    /// half of what is free finds no room in one piece.
+    pub fragmented: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -210,6 +213,10 @@ impl Backend for SimBackend {
         let bytes = self.adapter_bytes(&adapter.header);
         let refused = self.config.faults.refused.contains(&adapter.key.digest);
         let ready_at = self.config.clock.now() + self.config.cost.upload;
+        let has_gaps = self.config.faults.fragmented && self.slots.is_uploading();
+        if has_gaps && bytes > self.slots.free_bytes() / 2 {
+            return Err(BackendError::NoRoomYet { bytes });
+        }
         self.slots.begin(slot, adapter.key, bytes, ready_at, refused)
     }
 

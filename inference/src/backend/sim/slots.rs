@@ -42,6 +42,15 @@ impl Slots {
         self.fault.clone().map_or(Ok(()), Err)
     }
 
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes
+    }
+
+    pub fn is_uploading(&self) -> bool {
+        let uploading = |slot: &Slot| matches!(slot.state, State::Uploading { .. });
+        self.slots.iter().flatten().any(uploading)
+    }
+
     pub fn begin(
         &mut self,
         slot: AdapterSlot,

@@ -1,6 +1,8 @@
 use super::harness::*;
-use crate::adapters::ResidencyState;
-use crate::engine::{FinishReason, RequestError};
+use crate::adapters::{AdapterManifest, ResidencyState};
+use crate::engine::{FinishReason, RequestError, WarmUpError};
+use crate::share::TenantShare;
+use std::sync::Arc;
 use std::time::Duration;
 
 const PROMPT: [u32; 6] = [1, 2, 4, 5, 6, 7];
@@ -82,17 +84,109 @@ fn more_adapters_than_room_rotate_and_keep_their_kv() {
 }
 
 #[test]
-fn a_hint_has_the_adapter_in_host_memory_before_the_request() {
-    let mut rig = Rig::new(&Setup::default());
-    let hinted = adapter(1, 1, 10);
-    rig.handle.prefetch(hinted.clone());
+fn a_request_that_cannot_be_scheduled_yet_has_its_adapter_loaded_meanwhile() {
+    let mut setup = Setup::default();
+    setup.capacity.num_blocks = 20;
+    let mut rig = Rig::new(&setup);
+    let long: Vec<u32> = (0..60).map(|i| i % 50).collect();
+    let mut first = rig.submit(1, None, &long[..40], 35);
+    rig.step();
+    let wanted = adapter(1, 1, 10);
+    let mut waiting = rig.submit(1, Some(&wanted), &long, 5);
     rig.steps(20);
+    waiting.read();
+    first.read();
+    assert!(first.end.is_none() && waiting.tokens.is_empty(), "no block is free for its prompt");
     let report = rig.handle.stats().residency;
-    assert_eq!(report.adapters[0].state, ResidencyState::Host);
-    assert_eq!(report.host.used, 10);
-    let mut reader = rig.submit(1, Some(&hinted), &PROMPT, 5);
+    assert!(matches!(report.adapters[0].state, ResidencyState::Device { .. }));
+    rig.finish(&mut [&mut first, &mut waiting]);
+    let usage = waiting.usage();
+    assert!(usage.adapter_load < usage.queue, "{usage:?}");
+}
+
+/// Steps until a warm-up has been answered.
+async fn warmed(rig: &mut Rig, adapter: &Arc<AdapterManifest>) -> Result<Duration, WarmUpError> {
+    let (handle, adapter) = (rig.handle.clone(), adapter.clone());
+    let warm_up =
+        tokio::spawn(async move { handle.warm_up(adapter, TenantShare::default()).await });
+    while !warm_up.is_finished() {
+        tokio::task::yield_now().await;
+        rig.step();
+    }
+    warm_up.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_warmed_up_adapter_is_on_the_device_before_its_first_request() {
+    let mut rig = Rig::new(&Setup::default());
+    let warm = adapter(1, 1, 10);
+    let took = warmed(&mut rig, &warm).await.unwrap();
+    assert!(took >= Duration::from_millis(7), "two loads and an upload: {took:?}");
+    let again = warmed(&mut rig, &warm).await.unwrap();
+    assert!(again < Duration::from_millis(3), "{again:?}");
+    let mut reader = rig.submit(1, Some(&warm), &PROMPT, 5);
     rig.finish(&mut [&mut reader]);
-    assert!(reader.usage().adapter_load < Duration::from_millis(5));
+    assert_eq!(reader.usage().adapter_load, Duration::ZERO);
+    rig.engine.assert_idle();
+}
+
+#[tokio::test]
+async fn a_warm_up_is_told_why_its_adapter_cannot_be_loaded_and_too_many_are_refused() {
+    let (bad, other) = (adapter(1, 1, 10), adapter(2, 2, 10));
+    let mut setup = Setup::default();
+    setup.loader.failing.insert(bad.key.digest);
+    let mut rig = Rig::new(&setup);
+    let reason = WarmUpError::AdapterLoad("no such object".into());
+    assert_eq!(warmed(&mut rig, &bad).await, Err(reason));
+
+    let asked: Vec<_> = (0..17)
+        .map(|id| {
+            let (handle, adapter) = (rig.handle.clone(), adapter(1, 10 + id, 10));
+            tokio::spawn(async move { handle.warm_up(adapter, TenantShare::default()).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    assert!(warmed(&mut rig, &other).await.is_ok(), "another tenant has its own places");
+    rig.steps(200);
+    let mut results = Vec::new();
+    for warm_up in asked {
+        results.push(warm_up.await.unwrap());
+    }
+    let full = results.iter().filter(|r| **r == Err(WarmUpError::QueueFull)).count();
+    assert_eq!((full, results.iter().filter(|r| r.is_ok()).count()), (1, 16));
+}
+
+#[test]
+fn a_cancelled_request_ends_a_download_that_nobody_else_wants() {
+    let mut setup = Setup::default();
+    setup.loader.delay = Duration::from_secs(60);
+    let mut rig = Rig::new(&setup);
+    let wanted = adapter(1, 1, 10);
+    let mut reader = rig.submit(1, Some(&wanted), &PROMPT, 5);
+    rig.steps(5);
+    assert_eq!(rig.handle.stats().residency.disk.used, 10);
+    rig.handle.cancel(reader.id);
+    rig.finish(&mut [&mut reader]);
+    rig.clock.wait_until(rig.clock.now() + setup.residency.abandon_after);
+    rig.steps(3);
+    assert_eq!(rig.handle.stats().residency.disk.used, 0);
+}
+
+#[test]
+fn a_device_without_contiguous_room_makes_others_leave_instead_of_failing_the_adapter() {
+    let mut setup = Setup::default();
+    setup.capacity.adapter_bytes = 30;
+    setup.sim.faults.fragmented = true;
+    let mut rig = Rig::new(&setup);
+    let adapters: Vec<_> = (1..=5).map(|id| adapter(1, id, 6 + u64::from(id))).collect();
+    let mut readers: Vec<_> =
+        adapters.iter().map(|a| rig.submit(1, Some(a), &PROMPT, 60)).collect();
+    rig.finish(&mut readers.iter_mut().collect::<Vec<_>>());
+    for (reader, adapter) in readers.iter().zip(&adapters) {
+        assert_eq!(reader.reason(), Some(FinishReason::Length), "{:?}", reader.end);
+        assert_eq!(reader.tokens, Rig::alone(Some(adapter), &PROMPT, 60));
+    }
+    rig.engine.assert_idle();
 }
 
 #[tokio::test]

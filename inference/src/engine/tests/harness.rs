@@ -1,7 +1,7 @@
 //! An engine on a simulated device in simulated time, stepped by hand and checked after each step.
 
 use crate::adapters::loader::{AdapterLoader, LoadEvent};
-use crate::adapters::residency::{LoadAction, ReadFailure};
+use crate::adapters::residency::{FetchFailure, LoadAction, ReadFailure};
 use crate::adapters::{AdapterKey, AdapterManifest, ResidencyConfig};
 use crate::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
 use crate::backend::{Capacity, HostAdapter};
@@ -76,11 +76,22 @@ struct ScriptedLoader {
     script: LoaderScript,
     clock: SimClock,
     pending: Vec<(Instant, LoadAction)>,
+    cancelled: Vec<AdapterKey>,
 }
 
 impl AdapterLoader for ScriptedLoader {
     fn start(&mut self, action: LoadAction) {
         self.pending.push((self.clock.now() + self.script.delay, action));
+    }
+
+    /// It ends at once.
+    fn cancel_fetch(&mut self, key: AdapterKey) {
+        let now = self.clock.now();
+        let is_it = |action: &LoadAction| matches!(action, LoadAction::Fetch(m) if m.key == key);
+        for (at, _) in self.pending.iter_mut().filter(|(_, action)| is_it(action)) {
+            *at = now;
+            self.cancelled.push(key);
+        }
     }
 
     fn poll(&mut self, events: &mut Vec<LoadEvent>) {
@@ -90,9 +101,14 @@ impl AdapterLoader for ScriptedLoader {
         let ended: Vec<_> = ended;
         for (_, action) in ended {
             events.push(match action {
+                LoadAction::Fetch(m) if self.cancelled.contains(&m.key) => {
+                    self.cancelled.retain(|key| *key != m.key);
+                    LoadEvent::Fetched { key: m.key, result: Err(FetchFailure::Cancelled) }
+                }
                 LoadAction::Fetch(m) => {
                     let fails = self.script.failing.contains(&m.key.digest);
-                    let result = if fails { Err("no such object".into()) } else { Ok(()) };
+                    let failure = || FetchFailure::Failed("no such object".into());
+                    let result = if fails { Err(failure()) } else { Ok(()) };
                     LoadEvent::Fetched { key: m.key, result }
                 }
                 LoadAction::Read(m) => {
@@ -295,6 +311,7 @@ impl Rig {
             script: setup.loader.clone(),
             clock: clock.clone(),
             pending: Vec::new(),
+            cancelled: Vec::new(),
         };
         let (sender, commands) = mpsc::channel(setup.max_requests + 1024);
         let (stats, watch) = watch::channel(EngineStats::default());

@@ -8,6 +8,7 @@ use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::engine::{EngineConfig, EngineHandle, spawn};
 use crate::model::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
+use crate::share::TenantShare;
 use lorikeet_contract::adapter::testing::RandomAdapter;
 use lorikeet_contract::adapter::{ArtifactHeader, inspect, pack};
 use lorikeet_contract::{ContentDigest, Linear};
@@ -120,14 +121,10 @@ async fn all_trained_adapters_and_the_base_answer_in_one_pass_as_their_reference
     let generated = rslora(directory.path(), 100);
     let handle = start(directory.path(), 64 << 20, ResidencyConfig::default());
     let adapters = || tenants.iter().filter_map(|t| t.adapter.as_ref()).chain([&generated]);
-    adapters().for_each(|adapter| handle.prefetch(adapter.clone()));
     let wanted = adapters().count();
-    let in_host = |handle: &EngineHandle| {
-        let report = handle.stats().residency;
-        report.adapters.iter().filter(|a| a.host_bytes > 0).count()
-    };
-    while in_host(&handle) < wanted || handle.stats().residency.host.used == 0 {
-        tokio::time::sleep(Duration::from_millis(2)).await;
+    let warm_ups = adapters().map(|a| handle.warm_up(a.clone(), TenantShare::default()));
+    for warm_up in futures::future::join_all(warm_ups).await {
+        warm_up.unwrap();
     }
 
     let mut watch = handle.watch();

@@ -2,8 +2,9 @@
 //! step broken invariants, the comparison with each request alone everything else.
 
 use super::harness::*;
-use crate::adapters::AdapterManifest;
+use crate::adapters::{AdapterManifest, Pin};
 use crate::engine::{FinishReason, RequestError, Revocation};
+use crate::share::TenantShare;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ enum Op {
     Abandon(usize),
     Revoke(u8),
     Forget(u8),
-    Prefetch(u8),
+    Pin(Vec<u8>),
 }
 
 #[derive(Debug, Clone)]
@@ -67,7 +68,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => any::<usize>().prop_map(Op::Abandon),
         1 => (0u8..30).prop_map(Op::Revoke),
         1 => (0u8..6).prop_map(Op::Forget),
-        1 => (0u8..6).prop_map(Op::Prefetch),
+        1 => prop::collection::vec(0u8..6, 0..3).prop_map(Op::Pin),
     ]
 }
 
@@ -167,7 +168,12 @@ proptest! {
                 Op::Forget(id) => {
                     futures::executor::block_on(rig.handle.forget(numbered(1, id).key));
                 }
-                Op::Prefetch(id) => rig.handle.prefetch(numbered(1, id)),
+                Op::Pin(ids) => {
+                    let share = TenantShare::default();
+                    let pin = |id: &u8| Pin { manifest: numbered(1, *id), share };
+                    let pins = ids.iter().map(pin).collect();
+                    futures::executor::block_on(rig.handle.pin(pins));
+                }
                 Op::Cancel(_) | Op::Abandon(_) => {}
             }
         }

@@ -1,0 +1,175 @@
+//! Host memory to the device, and whose place is given to whom.
+
+use super::entry::{InHost, OnDevice};
+use super::tier::{Room, Shortage, dispensability};
+use super::{AdapterAction, Residency};
+use crate::adapters::AdapterKey;
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// On the device, in the order in which they give way.
+#[derive(Default)]
+struct Victims {
+    unneeded: Vec<(Reverse<u128>, Instant, AdapterKey)>,
+    /// Their quantum has ended.
+    in_use: Vec<(Instant, AdapterKey)>,
+    /// For an adapter that has no room beside the pins.
+    pinned: Vec<(Reverse<u128>, Instant, AdapterKey)>,
+}
+
+impl Victims {
+    fn into_order(mut self) -> impl Iterator<Item = AdapterKey> {
+        self.unneeded.sort_unstable();
+        self.in_use.sort_unstable();
+        self.pinned.sort_unstable();
+        let unneeded = self.unneeded.into_iter().map(|(_, _, key)| key);
+        let in_use = self.in_use.into_iter().map(|(_, key)| key);
+        unneeded.chain(in_use).chain(self.pinned.into_iter().map(|(_, _, key)| key))
+    }
+}
+
+impl Residency {
+    pub(super) fn upload(&mut self, now: Instant, actions: &mut Vec<AdapterAction>) {
+        for at in 0..self.wanted.len() {
+            if self.uploads == self.config.max_uploads {
+                return;
+            }
+            let key = self.wanted[at];
+            let entry = self.entry(&key);
+            let (InHost::Present { adapter, device_bytes, .. }, OnDevice::Absent) =
+                (&entry.host, &entry.device)
+            else {
+                // Still on its way here; those behind may go first, and give way when it comes.
+                continue;
+            };
+            let (adapter, bytes) = (Arc::clone(adapter), *device_bytes);
+            // Gaps are closed only between copies: whoever needs that has them end.
+            if entry.refused_uploads > 0 && self.uploads > 0 {
+                return;
+            }
+            if let Some(reason) = self.too_large_for_device(key, bytes) {
+                self.fail(key, reason, now);
+                continue;
+            }
+            match self.make_device_room(key, bytes, now, actions) {
+                Room::Now => {}
+                Room::OverQuota => continue,
+                Room::Coming | Room::Full => return,
+            }
+            let Some(slot) = self.slots.take(key) else { return };
+            self.device.reserve(key, bytes);
+            self.uploads += 1;
+            self.entry_mut(&key).device = OnDevice::Uploading { bytes };
+            actions.push(AdapterAction::Upload { slot, adapter });
+        }
+    }
+
+    fn too_large_for_device(&self, key: AdapterKey, bytes: u64) -> Option<String> {
+        let room = self.device.capacity;
+        if bytes > room {
+            return Some(format!("it needs {bytes} bytes on the device, this node has {room}"));
+        }
+        let quota = self.share(key.tenant).device_bytes.filter(|quota| bytes > *quota)?;
+        Some(format!("it needs {bytes} bytes on the device, its tenant may have {quota}"))
+    }
+
+    /// When room is coming, adapters have been told to leave, and there is room when the steps that
+    /// read them have been collected.
+    fn make_device_room(
+        &mut self,
+        key: AdapterKey,
+        bytes: u64,
+        now: Instant,
+        actions: &mut Vec<AdapterAction>,
+    ) -> Room {
+        let lacks = self.device_shortage(key, bytes);
+        if lacks.is_none() {
+            return Room::Now;
+        }
+        let candidates = |key: AdapterKey| (key, self.entry(&key).device_bytes());
+        let (lacks, victims) = self.device_victims(key, bytes, now, lacks);
+        let victims: Vec<_> = victims.into_order().map(candidates).collect();
+        let leaving = match lacks.cover(&victims) {
+            Ok(leaving) => leaving,
+            Err(room) => return room,
+        };
+        for key in leaving {
+            if let OnDevice::Present { leaving, .. } = &mut self.entry_mut(&key).device {
+                *leaving = true;
+            }
+        }
+        self.evict_leaving(now, actions);
+        if self.device_shortage(key, bytes).is_none() { Room::Now } else { Room::Coming }
+    }
+
+    fn device_shortage(&self, key: AdapterKey, bytes: u64) -> Shortage {
+        let quota = self.share(key.tenant).device_bytes;
+        let mut lacks = self.device.shortage(key.tenant, bytes, quota);
+        // What the device has refused may need neighbours gone: twice the bytes, three times, ...
+        let refusals = u64::from(self.entry(&key).refused_uploads);
+        let free = bytes.saturating_mul(1 + refusals).min(self.device.capacity);
+        lacks.bytes = free.saturating_sub(self.device.free());
+        lacks.slots = usize::from(self.slots.free() == 0);
+        lacks
+    }
+
+    /// Who could leave for it, and what lacks when those who are leaving have left.
+    fn device_victims(
+        &self,
+        wanted: AdapterKey,
+        bytes: u64,
+        now: Instant,
+        mut lacks: Shortage,
+    ) -> (Shortage, Victims) {
+        let displaces_pins = self.displaces_pins_on_device(wanted, bytes);
+        let mut victims = Victims::default();
+        for key in &self.device.members {
+            let entry = self.entry(key);
+            let OnDevice::Present { bytes, quantum_ends, leaving, .. } = entry.device else {
+                continue;
+            };
+            if leaving {
+                lacks.ease(*key, bytes);
+                continue;
+            }
+            let is_due = !entry.is_demanded() || quantum_ends <= now;
+            let idle = now.saturating_duration_since(entry.last_used);
+            let rank = Reverse(dispensability(idle, bytes, self.share(key.tenant).weight));
+            match (entry.is_held(), entry.is_demanded()) {
+                _ if !is_due => {}
+                (true, _) if displaces_pins => {
+                    victims.pinned.push((rank, entry.last_used, *key));
+                }
+                (true, _) => {}
+                (false, true) => victims.in_use.push((quantum_ends, *key)),
+                (false, false) => victims.unneeded.push((rank, entry.last_used, *key)),
+            }
+        }
+        (lacks, victims)
+    }
+
+    pub(super) fn evict_leaving(&mut self, now: Instant, actions: &mut Vec<AdapterAction>) {
+        let mut at = 0;
+        while let Some(key) = self.device.members.get(at).copied() {
+            let entry = self.entry_mut(&key);
+            let (slot, bytes) = match &entry.device {
+                OnDevice::Present { lease, bytes, leaving: true, .. } if !lease.is_shared() => {
+                    (lease.slot(), *bytes)
+                }
+                _ => {
+                    at += 1;
+                    continue;
+                }
+            };
+            entry.device = OnDevice::Absent;
+            if entry.is_wanted() {
+                entry.last_used = now;
+                self.wanted.push_back(key);
+            }
+            self.slots.release(slot);
+            self.device.release(key, bytes);
+            actions.push(AdapterAction::Evict(slot));
+        }
+    }
+}

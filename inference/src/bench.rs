@@ -9,7 +9,7 @@ use crate::backend::cuda::{CudaBackend, CudaConfig};
 use crate::backend::sim::{SimBackend, SimConfig};
 use crate::backend::{Backend, BackendError};
 use crate::engine::{self, EngineConfig, EngineEvent, EngineHandle, EngineRequest, EngineState};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Rope};
 use crate::sampling::{LogitRules, SamplingParams};
 use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
@@ -286,14 +286,7 @@ fn spawn(
 
 fn backend(device: BenchDevice, spec: BaseModelSpec) -> Result<Box<dyn Backend>, BackendError> {
     const SEED: u64 = 1;
-    let model = ModelConfig {
-        spec,
-        rms_norm_eps: 1e-5,
-        rope_theta: 500_000.0,
-        tie_word_embeddings: false,
-        bos_token: None,
-        eos_tokens: Vec::new(),
-    };
+    let model = ModelConfig { rope: Rope::plain(500_000.0), ..ModelConfig::plain(spec) };
     match device {
         BenchDevice::Cuda(config) => Ok(Box::new(CudaBackend::dummy(&model, SEED, config)?)),
         BenchDevice::Cpu(config) => {

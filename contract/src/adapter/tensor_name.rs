@@ -26,8 +26,15 @@ const ROLES: [(&str, Role); 8] = [
 ];
 
 /// Modules of a decoder that exist but cannot carry an adapter here, by their last part.
-const OTHER_MODULES: [&str; 5] =
-    ["lm_head", "embed_tokens", "norm", "input_layernorm", "post_attention_layernorm"];
+const OTHER_MODULES: [&str; 7] = [
+    "lm_head",
+    "embed_tokens",
+    "norm",
+    "input_layernorm",
+    "post_attention_layernorm",
+    "q_norm",
+    "k_norm",
+];
 
 /// Layer, linear and role of a tensor; refuses every name that the base model has no place for.
 pub(super) fn parse(name: &str, base: &BaseModelSpec) -> Result<(u32, Linear, Role), AdapterError> {

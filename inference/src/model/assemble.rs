@@ -1,10 +1,10 @@
 //! From a file format's tensors to [`ModelWeights`]. A format only has to hand out tensors by their
 //! Hugging Face names; which ones a model has, and in which shape, is decided here.
 
-use super::weights::{LayerWeights, Matrix, ModelConfig, ModelWeights};
+use super::weights::{HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights};
 use super::{ModelError, parallel};
 use half::bf16;
-use lorikeet_contract::{BaseModelSpec, Linear};
+use lorikeet_contract::Linear;
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub(super) trait TensorSource: Sync {
     /// For messages.
     fn path(&self) -> &Path;
 
-    /// Every tensor there is. One that Hugging Face's Llama does not have keeps the file's name.
+    /// Every tensor there is. One that no decoder here has keeps the file's name.
     fn names(&self) -> Vec<String>;
 
     /// The values in row-major order, each rounded to the nearest bf16 (ties to even), in rotate-half
@@ -30,6 +30,18 @@ pub(super) trait TensorSource: Sync {
 
 pub(super) fn linear_name(layer: u32, linear: Linear) -> String {
     format!("model.layers.{layer}.{}.weight", linear.path())
+}
+
+pub(super) fn bias_name(layer: u32, linear: Linear) -> String {
+    format!("model.layers.{layer}.{}.bias", linear.path())
+}
+
+pub(super) fn query_norm_name(layer: u32) -> String {
+    format!("model.layers.{layer}.self_attn.q_norm.weight")
+}
+
+pub(super) fn key_norm_name(layer: u32) -> String {
+    format!("model.layers.{layer}.self_attn.k_norm.weight")
 }
 
 pub(super) fn input_norm_name(layer: u32) -> String {
@@ -47,7 +59,7 @@ pub(super) fn assemble(
     config: ModelConfig,
     source: &impl TensorSource,
 ) -> Result<ModelWeights, ModelError> {
-    check(&config.spec).map_err(|reason| ModelError::malformed(source.path(), reason))?;
+    check(&config).map_err(|reason| ModelError::malformed(source.path(), reason))?;
     let wanted = wanted(&config);
     let known: HashSet<&str> = wanted.iter().map(|t| t.name.as_str()).collect();
     for name in source.names() {
@@ -63,7 +75,8 @@ pub(super) fn assemble(
 }
 
 /// What the arithmetic of later code relies on.
-fn check(spec: &BaseModelSpec) -> Result<(), String> {
+fn check(config: &ModelConfig) -> Result<(), String> {
+    let spec = &config.spec;
     let counts = [
         ("hidden size", spec.hidden_size),
         ("MLP size", spec.intermediate_size),
@@ -92,7 +105,10 @@ fn check(spec: &BaseModelSpec) -> Result<(), String> {
     if spec.num_heads.checked_mul(spec.head_dim).is_none() {
         return Err(format!("{} heads of {}", spec.num_heads, spec.head_dim));
     }
-    Ok(())
+    if config.sliding_window.as_ref().is_some_and(|window| window.positions == 0) {
+        return Err("the sliding window is 0".into());
+    }
+    config.rope.check(spec.head_dim)
 }
 
 struct Wanted {
@@ -115,6 +131,15 @@ fn wanted(config: &ModelConfig) -> Vec<Wanted> {
         for linear in Linear::ALL {
             let (rows, cols) = spec.shape(linear);
             wanted.push(Wanted { name: linear_name(layer, linear), shape: vec![rows, cols] });
+        }
+        for &linear in &config.biased {
+            let shape = vec![spec.shape(linear).0];
+            wanted.push(Wanted { name: bias_name(layer, linear), shape });
+        }
+        if config.head_norms {
+            let shape = vec![spec.head_dim as usize];
+            wanted.push(Wanted { name: query_norm_name(layer), shape: shape.clone() });
+            wanted.push(Wanted { name: key_norm_name(layer), shape });
         }
         wanted.push(Wanted { name: input_norm_name(layer), shape: vec![hidden] });
         wanted.push(Wanted { name: post_attention_norm_name(layer), shape: vec![hidden] });
@@ -140,7 +165,12 @@ fn arrange(
     let lm_head = (!config.tie_word_embeddings).then(|| matrix(next()));
     let layers = (0..config.spec.num_layers)
         .map(|_| LayerWeights {
-            linears: std::array::from_fn(|_| matrix(next())),
+            linears: Linear::ALL.map(|_| matrix(next())),
+            biases: Linear::ALL
+                .map(|linear| config.biased.contains(&linear).then(|| vector(next()))),
+            head_norms: config
+                .head_norms
+                .then(|| HeadNorms { query: vector(next()), key: vector(next()) }),
             input_norm: vector(next()),
             post_attention_norm: vector(next()),
         })

@@ -1,5 +1,7 @@
 //! The kit's base model, loaded once for all tests of this process, and its adapters as nodes get them.
 
+pub(crate) mod families;
+
 use super::{LoadedModel, load};
 use lorikeet_contract::adapter::{ArtifactHeader, inspect, pack};
 use std::fs;

@@ -13,6 +13,7 @@ mod load;
 mod parallel;
 mod python;
 pub mod reference;
+mod rope;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
@@ -22,5 +23,6 @@ pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
 pub use detokenizer::Detokenizer;
 pub use error::ModelError;
 pub use load::{LoadedModel, PromptError, load};
+pub use rope::{Rope, RopeScaling, RopeTable, Yarn};
 pub use tokenizer::{Specials, Tokenizer, TokenizerError};
-pub use weights::{LayerWeights, Matrix, ModelConfig, ModelWeights};
+pub use weights::{HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights, SlidingWindow};

@@ -2,7 +2,7 @@
 //! every position computed anew, adapters by PEFT's formulas. Not for serving.
 
 use super::{Matrix, ModelConfig, ModelWeights};
-use candle_core::{D, DType, Device, IndexOp, Result, Tensor};
+use candle_core::{D, Device, IndexOp, Result, Tensor};
 use half::{bf16, f16};
 use lorikeet_contract::Linear;
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, TensorRef};
@@ -21,8 +21,11 @@ pub struct ReferenceModel {
 struct Layer {
     /// `out x in`, in the order of [`Linear::ALL`].
     linears: Vec<Tensor>,
+    biases: Vec<Option<Tensor>>,
     input_norm: Tensor,
     post_attention_norm: Tensor,
+    /// Of queries and of keys.
+    head_norms: Option<(Tensor, Tensor)>,
 }
 
 /// An adapter's modules; public, so that a test can plant mistakes.
@@ -32,7 +35,7 @@ pub struct ReferenceAdapter {
 }
 
 /// `y = W x + scale * B (A x)`. With a magnitude (DoRA): `y = V x`, where row i of `W + scale * B A` is
-/// scaled to the norm `magnitude[i]`.
+/// scaled to the norm `magnitude[i]`. The base model's bias comes on top, as it is.
 #[derive(Clone)]
 pub struct ReferenceModule {
     /// `rank x in`
@@ -99,8 +102,17 @@ impl ReferenceModel {
         let layer = |layer: &super::LayerWeights| {
             Ok(Layer {
                 linears: layer.linears.iter().map(matrix).collect::<Result<_>>()?,
+                biases: layer
+                    .biases
+                    .iter()
+                    .map(|bias| bias.as_deref().map(vector).transpose())
+                    .collect::<Result<_>>()?,
                 input_norm: vector(&layer.input_norm)?,
                 post_attention_norm: vector(&layer.post_attention_norm)?,
+                head_norms: match &layer.head_norms {
+                    Some(norms) => Some((vector(&norms.query)?, vector(&norms.key)?)),
+                    None => None,
+                },
             })
         };
         Ok(Self {
@@ -120,21 +132,35 @@ impl ReferenceModel {
     ) -> Result<Vec<Vec<f32>>> {
         let eps = self.config.rms_norm_eps;
         let (cos, sin) = self.rope(tokens.len())?;
-        let mask = causal_mask(tokens.len())?;
+        let everything = mask(tokens.len(), None)?;
+        let windowed = match &self.config.sliding_window {
+            Some(window) => mask(tokens.len(), Some(window.positions as usize))?,
+            None => everything.clone(),
+        };
         let mut x = self.embedding.index_select(&Tensor::new(tokens, &Device::Cpu)?, 0)?;
         for (index, layer) in (0..).zip(&self.layers) {
             let apply = |linear_: Linear, x: &Tensor| {
                 let w = &layer.linears[linear_.index()];
-                match adapter.and_then(|a| a.modules.get(&(index, linear_))) {
+                let y = match adapter.and_then(|a| a.modules.get(&(index, linear_))) {
                     Some(module) => module.forward(x, w),
                     None => linear(x, w),
+                }?;
+                match &layer.biases[linear_.index()] {
+                    Some(bias) => y.broadcast_add(bias),
+                    None => Ok(y),
                 }
             };
             let h = rms_norm(&x, &layer.input_norm, eps)?;
-            let q = rotate(&self.heads(apply(Linear::QProj, &h)?)?, &cos, &sin)?;
-            let k = rotate(&self.heads(apply(Linear::KProj, &h)?)?, &cos, &sin)?;
+            let mut q = self.heads(apply(Linear::QProj, &h)?)?;
+            let mut k = self.heads(apply(Linear::KProj, &h)?)?;
             let v = self.heads(apply(Linear::VProj, &h)?)?;
-            let attended = self.attention(&q, &k, &v, &mask)?;
+            if let Some((query, key)) = &layer.head_norms {
+                (q, k) = (rms_norm(&q, query, eps)?, rms_norm(&k, key, eps)?);
+            }
+            let (q, k) = (rotate(&q, &cos, &sin)?, rotate(&k, &cos, &sin)?);
+            let is_windowed = self.config.window(index as usize).is_some();
+            let mask = if is_windowed { &windowed } else { &everything };
+            let attended = self.attention(&q, &k, &v, mask)?;
             x = (x + apply(Linear::OProj, &attended)?)?;
 
             let h = rms_norm(&x, &layer.post_attention_norm, eps)?;
@@ -166,16 +192,12 @@ impl ReferenceModel {
         Tensor::cat(&heads, D::Minus1)
     }
 
-    /// Cosines and sines, each `tokens x head_dim / 2`. Angles are computed in f32, as Transformers does.
+    /// Cosines and sines, each `tokens x head_dim / 2`.
     fn rope(&self, tokens: usize) -> Result<(Tensor, Tensor)> {
-        let head_dim = self.config.spec.head_dim;
-        let theta = self.config.rope_theta;
-        let frequency = |i: u32| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32);
-        let frequencies: Vec<f32> = (0..head_dim / 2).map(frequency).collect();
-        let frequencies = Tensor::new(frequencies, &Device::Cpu)?.unsqueeze(0)?;
-        let positions = Tensor::arange(0, tokens as u32, &Device::Cpu)?.to_dtype(DType::F32)?;
-        let angles = positions.unsqueeze(1)?.matmul(&frequencies)?;
-        Ok((angles.cos()?, angles.sin()?))
+        let head_dim = self.config.spec.head_dim as usize;
+        let table = self.config.rope.table(head_dim, tokens);
+        let tensor = |values| Tensor::from_vec(values, (tokens, head_dim / 2), &Device::Cpu);
+        Ok((tensor(table.cosines)?, tensor(table.sines)?))
     }
 }
 
@@ -203,9 +225,13 @@ fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Tensor::cat(&[turned_low, turned_high], D::Minus1)
 }
 
-/// 0 where a position (row) may look, minus infinity at later ones.
-fn causal_mask(tokens: usize) -> Result<Tensor> {
-    let cell = |i: usize| if i % tokens > i / tokens { f32::NEG_INFINITY } else { 0.0 };
+/// 0 where a position (row) may look, minus infinity at later ones and before its window.
+fn mask(tokens: usize, window: Option<usize>) -> Result<Tensor> {
+    let cell = |i: usize| {
+        let (query, key) = (i / tokens, i % tokens);
+        let seen = key <= query && window.is_none_or(|window| query - key < window);
+        if seen { 0.0 } else { f32::NEG_INFINITY }
+    };
     Tensor::from_vec((0..tokens * tokens).map(cell).collect(), (tokens, tokens), &Device::Cpu)
 }
 

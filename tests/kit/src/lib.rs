@@ -57,6 +57,12 @@ pub fn cache_dir() -> PathBuf {
         .expect("HOME is set")
 }
 
+/// Tiny random models of every family, one folder each; `scripts/record-model-fixtures` says what is
+/// in them.
+pub fn families_dir() -> PathBuf {
+    own_dir().join("families")
+}
+
 #[derive(Debug, Clone, Deserialize)]
 pub struct Index {
     pub adapters: Vec<IndexEntry>,

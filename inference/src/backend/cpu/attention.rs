@@ -36,15 +36,56 @@ impl<T: Element> AttentionScratch<T> {
     }
 }
 
+/// The blocks of a sequence that some of its rows see in one layer.
+struct Span<'a> {
+    layer: usize,
+    head: usize,
+    window: Option<usize>,
+    /// Position of the first block's first token.
+    first_token: usize,
+    blocks: &'a [u32],
+}
+
+impl Span<'_> {
+    fn tokens(&self) -> usize {
+        self.blocks.len() * BLOCK_TOKENS
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = HeadBlock> {
+        let (layer, head) = (self.layer, self.head);
+        self.blocks.iter().map(move |&block| HeadBlock { layer, block, head })
+    }
+}
+
 impl<T: Element> Step<'_, T> {
     /// Each thread computes the tasks that the plan gave it.
     pub fn attend(&self, member: Member, layer: usize, scratch: &mut AttentionScratch<T>) {
         for task in self.plan.tasks.iter().filter(|task| task.thread == member.thread) {
-            self.score(task, layer, scratch);
-            self.weigh(task, scratch);
-            self.mix(task, layer, scratch);
+            let span = self.span(task, layer);
+            self.score(task, &span, scratch);
+            self.weigh(task, &span, scratch);
+            self.mix(task, &span, scratch);
             self.store_context(task, scratch);
         }
+    }
+
+    /// What the task's rows see of the cache in a layer.
+    fn span(&self, task: &AttentionTask, layer: usize) -> Span<'_> {
+        let window = self.model.layers[layer].window;
+        let blocks = &self.plan.blocks[task.blocks.clone()];
+        let first_block = self.first_seen(task.rows.start, window) / BLOCK_TOKENS;
+        Span {
+            layer,
+            head: task.head,
+            window,
+            first_token: first_block * BLOCK_TOKENS,
+            blocks: &blocks[first_block..],
+        }
+    }
+
+    fn first_seen(&self, row: usize, window: Option<usize>) -> usize {
+        let seen = self.plan.rows[row].position + 1;
+        window.map_or(0, |window| seen.saturating_sub(window))
     }
 
     /// Query heads that share one key head.
@@ -52,26 +93,17 @@ impl<T: Element> Step<'_, T> {
         self.model.query_width() / self.model.kv_heads() / self.model.head_dim()
     }
 
-    fn blocks(&self, task: &AttentionTask, layer: usize) -> impl Iterator<Item = HeadBlock> {
-        let head = task.head;
-        self.plan.blocks[task.blocks.clone()].iter().map(move |&block| HeadBlock {
-            layer,
-            block,
-            head,
-        })
-    }
-
     /// `scores[query][token] = q . K`
-    fn score(&self, task: &AttentionTask, layer: usize, scratch: &mut AttentionScratch<T>) {
+    fn score(&self, task: &AttentionTask, span: &Span, scratch: &mut AttentionScratch<T>) {
         let (dim, sharing) = (self.model.head_dim(), self.sharing());
         let count = task.rows.len() * sharing;
         let start = (task.head * self.plan.rows.len() + task.rows.start) * sharing * dim;
         // SAFETY: written in an earlier phase.
         let data = unsafe { self.buffers.query.read(start..start + count * dim) };
         let queries = Rows { data, stride: dim, count };
-        let stride = task.blocks.len() * BLOCK_TOKENS;
+        let stride = span.tokens();
         let mut scores = Columns::of(&mut scratch.scores[..count * stride], stride);
-        let mut blocks = self.blocks(task, layer).peekable();
+        let mut blocks = span.blocks().peekable();
         let mut column = 0;
         while let Some(block) = blocks.next() {
             // SAFETY: written in an earlier phase.
@@ -87,29 +119,32 @@ impl<T: Element> Step<'_, T> {
         }
     }
 
-    /// Scores to weights, not yet divided by their sum; zero for tokens after the query's own.
-    fn weigh(&self, task: &AttentionTask, scratch: &mut AttentionScratch<T>) {
-        let (sharing, stride) = (self.sharing(), task.blocks.len() * BLOCK_TOKENS);
+    /// Scores to weights, not yet divided by their sum; zero for tokens that the query does not see.
+    fn weigh(&self, task: &AttentionTask, span: &Span, scratch: &mut AttentionScratch<T>) {
+        let (sharing, stride) = (self.sharing(), span.tokens());
         for (index, row) in task.rows.clone().enumerate() {
-            let seen = self.plan.rows[row].position + 1;
+            let first = self.first_seen(row, span.window) - span.first_token;
+            let seen = first..self.plan.rows[row].position + 1 - span.first_token;
             for query in index * sharing..(index + 1) * sharing {
                 let columns = query * stride..(query + 1) * stride;
-                let scores = &mut scratch.scores[columns.clone()][..seen];
-                let (weights, unseen) = scratch.weights.as_mut_slice()[columns].split_at_mut(seen);
+                let scores = &mut scratch.scores[columns.clone()][seen.clone()];
+                let weights = &mut scratch.weights.as_mut_slice()[columns];
+                weights[..seen.start].fill(T::from_f32(0.0));
+                weights[seen.end..].fill(T::from_f32(0.0));
+                let weights = &mut weights[seen.clone()];
                 scratch.sums[query] = self.isa.run(|| vector::exp_weights(scores, weights));
-                unseen.fill(T::from_f32(0.0));
             }
         }
     }
 
     /// `context[query] = weights . V`, block by block in order.
-    fn mix(&self, task: &AttentionTask, layer: usize, scratch: &mut AttentionScratch<T>) {
+    fn mix(&self, task: &AttentionTask, span: &Span, scratch: &mut AttentionScratch<T>) {
         let dim = self.model.head_dim();
         let count = task.rows.len() * self.sharing();
-        let stride = task.blocks.len() * BLOCK_TOKENS;
-        let seen = self.plan.rows[task.rows.end - 1].position + 1;
+        let stride = span.tokens();
+        let seen = self.plan.rows[task.rows.end - 1].position + 1 - span.first_token;
         let mut context = Columns::of(&mut scratch.context[..count * dim], dim);
-        for (index, block) in self.blocks(task, layer).enumerate() {
+        for (index, block) in span.blocks().enumerate() {
             let first = index * BLOCK_TOKENS;
             let tokens = (seen - first).min(BLOCK_TOKENS);
             let data = &scratch.weights.as_slice()[first..count * stride];

@@ -1,4 +1,4 @@
-//! One forward pass of the Llama family, run by all threads together.
+//! One forward pass of a decoder, run by all threads together.
 //!
 //! Phases alternate. *Column* phases (the linears) give each thread some outputs of all rows;
 //! *row* phases (everything else) give each thread all of some rows. Between two phases stands a
@@ -101,24 +101,24 @@ impl<T: Element> Step<'_, T> {
         for (index, layer) in self.model.layers.iter().enumerate() {
             self.project(member, index, Group::Qkv, &self.buffers.x, scratch);
             member.wait();
-            self.adapt(index, Group::Qkv, rows.clone());
+            self.adapt_and_bias(index, Group::Qkv, rows.clone());
             self.rotate_and_store(index, rows.clone());
             member.wait();
             self.attend(member, index, &mut scratch.attention);
             member.wait();
             self.project(member, index, Group::Output, &self.buffers.context, scratch);
             member.wait();
-            self.adapt(index, Group::Output, rows.clone());
+            self.adapt_and_bias(index, Group::Output, rows.clone());
             self.add_and_norm(rows.clone(), &layer.post_attention_norm);
             member.wait();
             self.project(member, index, Group::GateUp, &self.buffers.x, scratch);
             member.wait();
-            self.adapt(index, Group::GateUp, rows.clone());
+            self.adapt_and_bias(index, Group::GateUp, rows.clone());
             self.activate(rows.clone());
             member.wait();
             self.project(member, index, Group::Down, &self.buffers.activation, scratch);
             member.wait();
-            self.adapt(index, Group::Down, rows.clone());
+            self.adapt_and_bias(index, Group::Down, rows.clone());
             let next = self.model.layers.get(index + 1);
             let norm = next.map_or(&self.model.norm, |next| &next.input_norm);
             self.add_and_norm(rows.clone(), norm);
@@ -217,7 +217,19 @@ impl<T: Element> Step<'_, T> {
         }
     }
 
-    /// Row phase: adds what the adapters contribute to `y`.
+    /// Row phase: adds to `y` what the adapters contribute, then the base model's biases, which
+    /// DoRA's gains leave alone.
+    fn adapt_and_bias(&self, layer: usize, group: Group, rows: Range<usize>) {
+        self.adapt(layer, group, rows.clone());
+        let Some(bias) = self.model.layers[layer].bias(group) else { return };
+        for row in rows {
+            let columns = row * bias.len()..(row + 1) * bias.len();
+            // SAFETY: this thread's rows.
+            let y = unsafe { self.buffers.y.write(columns) };
+            self.isa.run(|| vector::add(y, bias));
+        }
+    }
+
     fn adapt(&self, layer: usize, group: Group, rows: Range<usize>) {
         let stride = self.model.layers[layer].group(group).outputs();
         for segment in &self.plan.segments {
@@ -249,7 +261,8 @@ impl<T: Element> Step<'_, T> {
         }
     }
 
-    /// Row phase: rotary positions, then queries to their buffer, keys and values to the cache.
+    /// Row phase: norms of heads, rotary positions, then queries to their buffer, keys and values to
+    /// the cache.
     fn rotate_and_store(&self, layer: usize, rows: Range<usize>) {
         let model = self.model;
         let (dim, kv_heads) = (model.head_dim(), model.kv_heads());
@@ -257,6 +270,12 @@ impl<T: Element> Step<'_, T> {
         let stride = queries + 2 * kv_heads * dim;
         let per_head = queries / kv_heads;
         let scale = 1.0 / (dim as f32).sqrt();
+        let norms = model.layers[layer].head_norms.as_ref();
+        let norm = |head: &mut [f32], weight: Option<&Vec<f32>>| {
+            if let Some(weight) = weight {
+                vector::rms_norm_in_place(head, weight, model.rms_norm_eps);
+            }
+        };
         for row in rows {
             let at = self.plan.rows[row];
             let (cos, sin) = model.rope.at(at.position);
@@ -269,13 +288,19 @@ impl<T: Element> Step<'_, T> {
                 // SAFETY: this thread's rows.
                 let out = unsafe { self.buffers.query.write(start..start + per_head) };
                 self.isa.run(|| {
-                    q.chunks_exact_mut(dim).for_each(|q| vector::rope(q, cos, sin, scale));
+                    for q in q.chunks_exact_mut(dim) {
+                        norm(q, norms.map(|n| &n.query));
+                        vector::rope(q, cos, sin, scale);
+                    }
                     vector::scaled(q, 1.0, out);
                 });
             }
             let pairs = keys.chunks_exact_mut(dim).zip(values.chunks_exact(dim));
             for (head, (key, value)) in pairs.enumerate() {
-                self.isa.run(|| vector::rope(key, cos, sin, 1.0));
+                self.isa.run(|| {
+                    norm(key, norms.map(|n| &n.key));
+                    vector::rope(key, cos, sin, 1.0);
+                });
                 let place = HeadBlock { layer, block: at.block, head };
                 // SAFETY: this thread's token, and none follows it in this step if `last`.
                 unsafe { self.kv.write(place, at.position % BLOCK_TOKENS, key, value, at.last) };

@@ -3,7 +3,7 @@
 use super::element::Element;
 use super::pack::Packed;
 use crate::backend::BackendError;
-use crate::model::{LayerWeights, Matrix, ModelWeights};
+use crate::model::{HeadNorms, LayerWeights, Matrix, ModelWeights, RopeTable};
 use lorikeet_contract::{BaseModelSpec, Linear};
 use std::ops::Range;
 
@@ -48,8 +48,13 @@ impl Group {
 pub struct PackedLayer<T> {
     /// In the order of [`Group::ALL`].
     groups: [Packed<T>; 4],
+    /// As long as the group's outputs, zero where a linear has none; None where no linear has.
+    biases: [Option<Vec<f32>>; 4],
     pub input_norm: Vec<f32>,
     pub post_attention_norm: Vec<f32>,
+    pub head_norms: Option<HeadNorms>,
+    /// Positions that a query sees, its own among them; None: all before it.
+    pub window: Option<usize>,
 }
 
 pub struct PackedModel<T> {
@@ -60,19 +65,16 @@ pub struct PackedModel<T> {
     pub lm_head: Packed<T>,
     /// None when tied: rows are then read out of `lm_head`.
     embedding: Option<Packed<T>>,
-    pub rope: Rope,
-}
-
-/// Cosines and sines of every position, `half` of each.
-pub struct Rope {
-    half: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    pub rope: RopeTable,
 }
 
 impl<T: Element> PackedLayer<T> {
     pub fn group(&self, group: Group) -> &Packed<T> {
         &self.groups[group as usize]
+    }
+
+    pub fn bias(&self, group: Group) -> Option<&[f32]> {
+        self.biases[group as usize].as_deref()
     }
 }
 
@@ -83,13 +85,17 @@ impl<T: Element> PackedModel<T> {
         let spec = config.spec.clone();
         let head = weights.lm_head.as_ref().unwrap_or(&weights.embedding);
         let untied = weights.lm_head.is_some();
+        let mut layers = pack_layers(&weights.layers, threads);
+        for (index, layer) in layers.iter_mut().enumerate() {
+            layer.window = config.window(index);
+        }
         Ok(Self {
             rms_norm_eps: config.rms_norm_eps,
-            layers: pack_layers(&weights.layers, threads),
+            layers,
             norm: weights.norm.clone(),
             lm_head: pack(&[head]),
             embedding: untied.then(|| pack(&[&weights.embedding])),
-            rope: Rope::new(&spec, config.rope_theta),
+            rope: config.rope.table(spec.head_dim as usize, spec.context_length as usize),
             spec,
         })
     }
@@ -124,26 +130,6 @@ impl<T: Element> PackedModel<T> {
     }
 }
 
-impl Rope {
-    fn new(spec: &BaseModelSpec, theta: f32) -> Self {
-        let half = spec.head_dim as usize / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|i| 1.0 / theta.powf(i as f32 / half as f32)).collect();
-        let angles: Vec<f32> = (0..spec.context_length)
-            .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
-            .collect();
-        let cos = angles.iter().map(|a| a.cos()).collect();
-        let sin = angles.iter().map(|a| a.sin()).collect();
-        Self { half, cos, sin }
-    }
-
-    /// `(cos, sin)` at a position below the context length.
-    pub fn at(&self, position: usize) -> (&[f32], &[f32]) {
-        let range = position * self.half..(position + 1) * self.half;
-        (&self.cos[range.clone()], &self.sin[range])
-    }
-}
-
 fn pack_layers<T: Element>(layers: &[LayerWeights], threads: usize) -> Vec<PackedLayer<T>> {
     let share = layers.len().div_ceil(threads.max(1)).max(1);
     std::thread::scope(|scope| {
@@ -164,9 +150,24 @@ fn pack_layer<T: Element>(layer: &LayerWeights) -> PackedLayer<T> {
             let parts: Vec<&Matrix> = group.linears().iter().map(|&l| layer.linear(l)).collect();
             pack(&parts)
         }),
+        biases: Group::ALL.map(|group| bias(layer, group)),
         input_norm: layer.input_norm.clone(),
         post_attention_norm: layer.post_attention_norm.clone(),
+        head_norms: layer.head_norms.clone(),
+        window: None,
     }
+}
+
+fn bias(layer: &LayerWeights, group: Group) -> Option<Vec<f32>> {
+    let of = |linear: Linear| layer.biases[linear.index()].as_ref();
+    let linears = group.linears();
+    linears.iter().any(|&linear| of(linear).is_some()).then(|| {
+        let part = |&linear: &Linear| match of(linear) {
+            Some(bias) => bias.clone(),
+            None => vec![0.0; layer.linear(linear).rows],
+        };
+        linears.iter().flat_map(part).collect()
+    })
 }
 
 /// Matrices of the same input, one below the other.
@@ -182,39 +183,16 @@ fn pack<T: Element>(parts: &[&Matrix]) -> Packed<T> {
 
 fn check(weights: &ModelWeights) -> Result<(), BackendError> {
     let spec = &weights.config.spec;
-    let refuse = |what: String| Err(BackendError::Device(format!("the model's {what}")));
+    let refuse =
+        |what: String| Err(BackendError::Device(format!("the model does not fit: {what}")));
     let sizes = [spec.hidden_size, spec.intermediate_size, spec.head_dim, spec.num_kv_heads];
     if sizes.contains(&0) || !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
-        return refuse("sizes are zero, or its query heads no multiple of its key heads".into());
+        return refuse(
+            "a size is zero, or its query heads are no multiple of its key heads".into(),
+        );
     }
     if [spec.hidden_size, spec.intermediate_size, spec.head_dim].iter().any(|n| n % 2 != 0) {
-        return refuse("sizes are odd, which the kernels do not take".into());
+        return refuse("a size is odd, which the kernels do not take".into());
     }
-    let hidden = spec.hidden_size as usize;
-    let vocabulary = (spec.vocab_size as usize, hidden);
-    let has_shape = |m: &Matrix, shape: (usize, usize)| {
-        (m.rows, m.cols) == shape && m.data.len() == shape.0 * shape.1
-    };
-    if !has_shape(&weights.embedding, vocabulary)
-        || weights.lm_head.as_ref().is_some_and(|head| !has_shape(head, vocabulary))
-    {
-        return refuse("embedding or output layer has another shape than its sizes say".into());
-    }
-    if weights.layers.len() != spec.num_layers as usize {
-        return refuse(format!("{} layers should be {}", weights.layers.len(), spec.num_layers));
-    }
-    for (index, layer) in weights.layers.iter().enumerate() {
-        for linear in Linear::ALL {
-            if !has_shape(layer.linear(linear), spec.shape(linear)) {
-                return refuse(format!("layer {index} {} has another shape", linear.as_str()));
-            }
-        }
-        if layer.input_norm.len() != hidden || layer.post_attention_norm.len() != hidden {
-            return refuse(format!("layer {index} norms have another length"));
-        }
-    }
-    if weights.norm.len() != hidden {
-        return refuse("last norm has another length".into());
-    }
-    Ok(())
+    weights.check_shapes().or_else(refuse)
 }

@@ -10,11 +10,25 @@ const LANES: usize = 16;
 /// `out = x / rms(x) * weight`
 #[inline(always)]
 pub fn rms_norm<T: Element>(x: &[f32], weight: &[f32], eps: f32, out: &mut [T]) {
-    let mean_square = sum_of(x, |v| v * v) / x.len() as f32;
-    let scale = 1.0 / (mean_square + eps).sqrt();
+    let scale = inverse_rms(x, eps);
     for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
         *out = T::from_f32(x * scale * w);
     }
+}
+
+/// `x = x / rms(x) * weight`
+#[inline(always)]
+pub fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+    let scale = inverse_rms(x, eps);
+    for (x, w) in x.iter_mut().zip(weight) {
+        *x *= scale * w;
+    }
+}
+
+#[inline(always)]
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let mean_square = sum_of(x, |v| v * v) / x.len() as f32;
+    1.0 / (mean_square + eps).sqrt()
 }
 
 /// `out = silu(gate) * up`

@@ -6,7 +6,6 @@ use super::error::CudaError;
 use super::kernels::{Fill, Kernels};
 use super::layout::Group;
 use crate::model::{Matrix, ModelConfig, ModelWeights};
-use lorikeet_contract::BaseModelSpec;
 use std::sync::Arc;
 
 pub struct DeviceWeights {
@@ -61,7 +60,7 @@ impl DeviceWeights {
         stream: &Stream,
         weights: &ModelWeights,
     ) -> Result<Self, CudaError> {
-        check(weights)?;
+        weights.check_shapes().map_err(CudaError::Model)?;
         let placed = Self::place(device, stream, &weights.config)?;
         let copy = |to: DevicePointer, matrices: &[&Matrix]| {
             let mut at = to;
@@ -142,17 +141,18 @@ impl DeviceWeights {
         stream: &Stream,
         config: &ModelConfig,
     ) -> Result<Self, CudaError> {
-        check_spec(&config.spec)?;
+        check_config(config)?;
         // Once without memory, to learn how much is needed.
         let mut dry = Cursor { next: 0 };
         Addresses::take(&mut dry, config);
         let memory = device.allocate("device memory for the model", dry.next)?;
         let addresses = Addresses::take(&mut Cursor { next: memory.address() }, config);
-        let (cosines, sines) = rope(&config.spec, config.rope_theta);
+        let (head_dim, context) = (config.spec.head_dim, config.spec.context_length);
+        let rope = config.rope.table(head_dim as usize, context as usize);
         // SAFETY: `take` reserved room for them.
-        unsafe { stream.upload(addresses.cosines, &cosines) }?;
+        unsafe { stream.upload(addresses.cosines, &rope.cosines) }?;
         // SAFETY: as above.
-        unsafe { stream.upload(addresses.sines, &sines) }?;
+        unsafe { stream.upload(addresses.sines, &rope.sines) }?;
         stream.synchronize()?;
         Ok(Self {
             config: config.clone(),
@@ -204,21 +204,19 @@ impl Addresses {
     }
 }
 
-/// Cosines and sines of every position, `head_dim / 2` of each; angles in f32, as Transformers has
-/// them.
-fn rope(spec: &BaseModelSpec, theta: f32) -> (Vec<f32>, Vec<f32>) {
-    let half = spec.head_dim as usize / 2;
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| 1.0 / theta.powf(i as f32 / half as f32)).collect();
-    (0..spec.context_length)
-        .flat_map(|position| frequencies.iter().map(move |f| position as f32 * f))
-        .map(|angle| (angle.cos(), angle.sin()))
-        .unzip()
-}
-
-/// What the kernels ask of a model's shapes.
-fn check_spec(spec: &BaseModelSpec) -> Result<(), CudaError> {
+/// What the kernels ask of a model.
+fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
     let refuse = |what: &str| Err(CudaError::Model(what.into()));
+    let spec = &config.spec;
+    if !config.biased.is_empty() {
+        return refuse("its linears have biases, which the GPU does not serve yet");
+    }
+    if config.head_norms {
+        return refuse("its heads are normalised, which the GPU does not serve yet");
+    }
+    if config.sliding_window.is_some() {
+        return refuse("it has a sliding window, which the GPU does not serve yet");
+    }
     if spec.num_kv_heads == 0 || !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
         return refuse("its query heads are no multiple of its key heads");
     }
@@ -231,30 +229,4 @@ fn check_spec(spec: &BaseModelSpec) -> Result<(), CudaError> {
         return refuse("its sizes are not multiples of 64");
     }
     Ok(())
-}
-
-fn check(weights: &ModelWeights) -> Result<(), CudaError> {
-    let spec = &weights.config.spec;
-    let refuse = |what: &str| Err(CudaError::Model(format!("{what} have other shapes")));
-    let hidden = spec.hidden_size as usize;
-    let is = |m: &Matrix, shape: (usize, usize)| {
-        (m.rows, m.cols) == shape && m.data.len() == shape.0 * shape.1
-    };
-    let table = (spec.vocab_size as usize, hidden);
-    if !is(&weights.embedding, table) || weights.lm_head.as_ref().is_some_and(|m| !is(m, table)) {
-        return refuse("embedding or output layer");
-    }
-    if weights.lm_head.is_none() != weights.config.tie_word_embeddings {
-        return refuse("output layer and tie_word_embeddings");
-    }
-    if weights.layers.len() != spec.num_layers as usize || weights.norm.len() != hidden {
-        return refuse("layers or last norm");
-    }
-    let fits = weights.layers.iter().all(|layer| {
-        let linears = Group::ALL.iter().flat_map(|g| g.linears());
-        layer.input_norm.len() == hidden
-            && layer.post_attention_norm.len() == hidden
-            && linears.into_iter().all(|&l| is(layer.linear(l), spec.shape(l)))
-    });
-    if fits { Ok(()) } else { refuse("a layer's weights") }
 }

@@ -3,7 +3,7 @@
 
 use super::tiny::{self, Tensors};
 use crate::model::fixture::base_model;
-use crate::model::{ChatMessage, LoadedModel, load};
+use crate::model::{ChatMessage, LoadedModel, Rope, load};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value as Meta;
 use half::bf16;
@@ -60,7 +60,7 @@ fn every_format_gives_the_same_weights_and_digest() {
     }
     let config = &models[0].weights.config;
     assert_eq!((config.spec.head_dim, config.spec.num_kv_heads), (8, 2));
-    assert_eq!((config.rope_theta, config.rms_norm_eps), (500_000.0, 1e-6));
+    assert_eq!((&config.rope, config.rms_norm_eps), (&Rope::plain(500_000.0), 1e-6));
     assert_eq!((config.bos_token, config.eos_tokens.as_slice()), (Some(1), [0, 2].as_slice()));
     assert_ne!(config.spec.weights_digest, base_model().weights.config.spec.weights_digest);
 }
@@ -115,17 +115,10 @@ fn quantized_tensors_are_what_their_blocks_say() {
 #[test]
 fn a_hugging_face_variant_that_is_not_computed_is_refused_by_name() {
     let dir = tempdir();
-    let rope = |kind: &str| json!({ "rope_type": kind, "factor": 8.0 });
-    let variants: [(&str, Value, &str); 10] = [
+    let variants: [(&str, Value, &str); 4] = [
         ("model_type", json!("qwen3_moe"), "the architecture qwen3_moe"),
-        ("rope_scaling", rope("llama3"), "rope scaling llama3"),
-        ("rope_scaling", json!({ "type": "linear", "factor": 2.0 }), "rope scaling linear"),
-        ("rope_parameters", rope("yarn"), "rope scaling yarn"),
-        ("rope_parameters", json!({ "partial_rotary_factor": 0.5 }), "partial_rotary_factor"),
-        ("hidden_act", json!("gelu"), "the activation gelu"),
-        ("attention_bias", json!(true), "attention_bias"),
-        ("mlp_bias", json!(true), "mlp_bias"),
-        ("quantization_config", json!({ "bits": 4 }), "quantization_config"),
+        ("rope_scaling", json!({ "type": "longrope", "factor": 2.0 }), "rope scaling longrope"),
+        ("rope_scaling", json!({ "type": "linear", "factor": 0.0 }), "rope's factor is 0"),
         ("num_key_value_heads", json!(3), "do not divide"),
     ];
     tiny::write_directory(dir.path(), &tiny::config());
@@ -141,17 +134,14 @@ fn a_hugging_face_variant_that_is_not_computed_is_refused_by_name() {
 }
 
 #[test]
-fn mistral_is_served_without_its_sliding_window_only() {
+fn biases_that_the_configuration_names_must_be_there() {
     let dir = tempdir();
     let mut config = tiny::config();
-    config["model_type"] = json!("mistral");
-    config["sliding_window"] = json!(null);
+    config["attention_bias"] = json!(true);
     tiny::write_directory(dir.path(), &config);
     tiny::write_single(dir.path(), Dtype::BF16, &tiny::tensors());
-    assert_eq!(loaded(dir.path()).weights.config.spec.architecture, "llama");
-    config["sliding_window"] = json!(4096);
-    tiny::write_json(&dir.path().join("config.json"), &config);
-    assert!(refusal(dir.path()).contains("sliding_window 4096"));
+    let message = refusal(dir.path());
+    assert!(message.contains("no tensor model.layers.0.self_attn.q_proj.bias"), "{message}");
 }
 
 #[test]
@@ -188,10 +178,10 @@ fn a_gguf_variant_that_is_not_computed_is_refused_by_name() {
     let text = |text: &str| Meta::String(text.into());
     let variants = [
         ("general.architecture", text("mamba"), "the architecture mamba"),
-        ("llama.rope.scaling.type", text("yarn"), "rope scaling yarn"),
+        ("llama.rope.scaling.type", text("longrope"), "rope scaling longrope"),
         ("llama.rope.dimension_count", Meta::U32(4), "llama.rope.dimension_count"),
         ("llama.expert_count", Meta::U32(8), "llama.expert_count"),
-        ("llama.attention.sliding_window", Meta::U32(4096), "llama.attention.sliding_window"),
+        ("llama.attention.sliding_window", text("wide"), "llama.attention.sliding_window"),
         ("tokenizer.ggml.model", text("llama"), "the tokenizer llama"),
         ("tokenizer.ggml.pre", text("deepseek-llm"), "the pre-tokenizer deepseek-llm"),
         ("llama.block_count", text("two"), "llama.block_count in its metadata has the wrong type"),
@@ -214,9 +204,14 @@ fn a_gguf_tensor_that_is_not_understood_is_named() {
     let dir = tempdir();
     let gguf = dir.path().join("tiny.gguf");
     let mut tensors = tiny::tensors();
-    tensors.insert("rope_freqs.weight".into(), (vec![4], vec![1.0; 4]));
+    tensors.insert("blk.0.attn_sub_norm.weight".into(), (vec![4], vec![1.0; 4]));
     tiny::write_gguf(&gguf, GgmlDType::F16, &tiny::metadata(), &tensors);
-    assert!(refusal(&gguf).contains("the tensor rope_freqs.weight"));
+    assert!(refusal(&gguf).contains("the tensor blk.0.attn_sub_norm.weight"));
+    tensors.remove("blk.0.attn_sub_norm.weight");
+
+    tensors.insert("rope_freqs.weight".into(), (vec![3], vec![1.0; 3]));
+    tiny::write_gguf(&gguf, GgmlDType::F32, &tiny::metadata(), &tensors);
+    assert!(refusal(&gguf).contains("3 rope factors for heads of 8"));
 }
 
 #[test]

@@ -1,3 +1,4 @@
+mod families;
 mod formats;
 mod loading;
 mod oracle;

@@ -32,9 +32,9 @@ fn adapters(weights: &ModelWeights) -> impl Iterator<Item = HostAdapter> {
 
 /// A prompt and which adapter reads it.
 #[derive(Clone)]
-struct Work {
-    tokens: Vec<u32>,
-    adapter: Option<AdapterSlot>,
+pub struct Work {
+    pub tokens: Vec<u32>,
+    pub adapter: Option<AdapterSlot>,
 }
 
 fn random_work(rng: &mut StdRng, count: usize) -> Vec<Work> {
@@ -49,7 +49,7 @@ fn random_work(rng: &mut StdRng, count: usize) -> Vec<Work> {
 }
 
 /// All logits of every prompt, fed in random chunks beside random others.
-fn run_mixed<T: Element>(
+pub fn run_mixed<T: Element>(
     driver: &mut Driver<CpuBackend<T>>,
     rng: &mut StdRng,
     work: &[Work],

@@ -2,6 +2,7 @@
 
 mod batches;
 mod contract;
+mod families;
 mod harness;
 mod kit;
 mod speed;

@@ -35,20 +35,15 @@ pub fn model(seed: u64, tied: bool) -> ModelWeights {
             let (rows, cols) = spec.shape(linear);
             matrix(rows, cols)
         }),
+        biases: Default::default(),
+        head_norms: None,
         input_norm: vec![1.0 + layer as f32 * 0.1; hidden],
         post_attention_norm: vec![0.9; hidden],
     });
     let layers = layers.collect();
     let embedding = matrix(spec.vocab_size as usize, hidden);
     let lm_head = (!tied).then(|| matrix(spec.vocab_size as usize, hidden));
-    let config = ModelConfig {
-        spec,
-        rms_norm_eps: 1e-5,
-        rope_theta: 10_000.0,
-        tie_word_embeddings: tied,
-        bos_token: None,
-        eos_tokens: vec![2],
-    };
+    let config = ModelConfig { tie_word_embeddings: tied, ..ModelConfig::plain(spec) };
     ModelWeights { config, embedding, layers, norm: vec![1.1; hidden], lm_head }
 }
 

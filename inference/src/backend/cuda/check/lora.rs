@@ -13,7 +13,7 @@ use crate::backend::cuda::weights::DeviceWeights;
 use crate::backend::cuda::workspace::PlanAddresses;
 use crate::backend::cuda::{CudaConfig, open};
 use crate::backend::{AdapterSlot, HostAdapter, UploadDone};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Rope};
 use half::bf16;
 use lorikeet_contract::Linear;
 use lorikeet_contract::adapter::{Dtype, ModuleEntry, TensorRef};
@@ -288,12 +288,9 @@ impl<'a> Bench<'a> {
 
 fn model_config(lab: &Lab) -> ModelConfig {
     ModelConfig {
-        spec: lab.spec.clone(),
-        rms_norm_eps: 1e-5,
-        rope_theta: ROPE_THETA,
+        rope: Rope::plain(ROPE_THETA),
         tie_word_embeddings: true,
-        bos_token: None,
-        eos_tokens: Vec::new(),
+        ..ModelConfig::plain(lab.spec.clone())
     }
 }
 

@@ -239,6 +239,8 @@ pub fn random_model(spec: BaseModelSpec) -> ModelWeights {
             let seed = 50 + layer * 10 + linear.index() as u64;
             matrix(seed, shape, (3.0 / shape.1 as f32).sqrt())
         }),
+        biases: Default::default(),
+        head_norms: None,
         input_norm: norm(10_000 + layer),
         post_attention_norm: norm(20_000 + layer),
     };
@@ -248,13 +250,6 @@ pub fn random_model(spec: BaseModelSpec) -> ModelWeights {
         layers: (0..u64::from(spec.num_layers)).map(layer).collect(),
         norm: norm(3),
         lm_head: Some(matrix(2, table, (3.0 / hidden as f32).sqrt())),
-        config: ModelConfig {
-            spec,
-            rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
-            tie_word_embeddings: false,
-            bos_token: None,
-            eos_tokens: Vec::new(),
-        },
+        config: ModelConfig::plain(spec),
     }
 }

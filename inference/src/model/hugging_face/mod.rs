@@ -1,17 +1,18 @@
 //! Hugging Face directories: config.json, tokenizer.json, tokenizer_config.json and safetensors, in
 //! one file or in shards.
 
+mod config;
+
 use super::assemble::TensorSource;
 use super::chat_template::TemplateTokens;
 use super::{ModelConfig, ModelError};
+use config::{OneOrMany, Refusal};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use lorikeet_contract::{BaseModelSpec, WeightsDigest};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -24,70 +25,9 @@ const TEMPLATE: &str = "chat_template.jinja";
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
-/// Transformers' default where a configuration does not say.
-const DEFAULT_ROPE_THETA: f32 = 10_000.0;
-
-#[derive(Deserialize)]
-struct Config {
-    model_type: String,
-    hidden_size: u32,
-    intermediate_size: u32,
-    num_hidden_layers: u32,
-    num_attention_heads: u32,
-    num_key_value_heads: Option<u32>,
-    head_dim: Option<u32>,
-    vocab_size: u32,
-    max_position_embeddings: u32,
-    rms_norm_eps: f32,
-    rope_theta: Option<f32>,
-    rope_scaling: Option<Rope>,
-    /// Transformers 5 keeps all of rope here.
-    rope_parameters: Option<Rope>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default = "silu")]
-    hidden_act: String,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    sliding_window: Option<u32>,
-    quantization_config: Option<Value>,
-    bos_token_id: Option<u32>,
-    eos_token_id: Option<OneOrMany>,
-}
-
-fn silu() -> String {
-    "silu".into()
-}
-
-#[derive(Deserialize)]
-struct Rope {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f32>,
-    partial_rotary_factor: Option<f32>,
-}
-
 #[derive(Deserialize)]
 struct GenerationConfig {
     eos_token_id: Option<OneOrMany>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            OneOrMany::One(id) => vec![id],
-            OneOrMany::Many(ids) => ids,
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -179,45 +119,21 @@ impl HuggingFace {
     /// `weights_digest` is left for the assembly to set.
     pub(super) fn config(&self, id: &str) -> Result<ModelConfig, ModelError> {
         let path = self.directory.join(CONFIG);
-        let config: Config = read_json(&path)?;
-        if let Some(feature) = unserved(&config) {
-            return Err(ModelError::unsupported(&path, feature));
-        }
-        let num_heads = config.num_attention_heads;
-        let per_head = config.hidden_size.checked_div(num_heads).unwrap_or(0);
-        let rope_theta = config.rope_parameters.and_then(|r| r.rope_theta).or(config.rope_theta);
-        Ok(ModelConfig {
-            spec: BaseModelSpec {
-                id: id.into(),
-                weights_digest: WeightsDigest([0; 32]),
-                // Without a sliding window, Mistral's arithmetic is Llama's.
-                architecture: "llama".into(),
-                hidden_size: config.hidden_size,
-                intermediate_size: config.intermediate_size,
-                num_layers: config.num_hidden_layers,
-                num_heads,
-                num_kv_heads: config.num_key_value_heads.unwrap_or(num_heads),
-                head_dim: config.head_dim.unwrap_or(per_head),
-                vocab_size: config.vocab_size,
-                context_length: config.max_position_embeddings,
-            },
-            rms_norm_eps: config.rms_norm_eps,
-            rope_theta: rope_theta.unwrap_or(DEFAULT_ROPE_THETA),
-            tie_word_embeddings: config.tie_word_embeddings,
-            bos_token: config.bos_token_id,
-            eos_tokens: self.eos_tokens(config.eos_token_id)?,
-        })
-    }
-
-    /// Of both configurations: the one for generation also lists the end of a turn.
-    fn eos_tokens(&self, from_config: Option<OneOrMany>) -> Result<Vec<u32>, ModelError> {
+        let json = fs::read(&path).map_err(ModelError::io(&path))?;
+        let mut config = config::parse(&json, id).map_err(|refusal| match refusal {
+            Refusal::Malformed(reason) => ModelError::malformed(&path, reason),
+            Refusal::Unsupported(feature) => ModelError::unsupported(&path, feature),
+        })?;
+        // The configuration for generation also lists the end of a turn.
         let path = self.directory.join(GENERATION_CONFIG);
-        let generation = match path.is_file() {
-            true => read_json::<GenerationConfig>(&path)?.eos_token_id,
-            false => None,
-        };
-        let ids = [generation, from_config].into_iter().flatten().flat_map(OneOrMany::into_vec);
-        Ok(ids.collect::<BTreeSet<_>>().into_iter().collect())
+        if path.is_file() {
+            let generation: GenerationConfig = read_json(&path)?;
+            let more = generation.eos_token_id.map(OneOrMany::into_vec);
+            config.eos_tokens.extend(more.unwrap_or_default());
+        }
+        config.eos_tokens.sort_unstable();
+        config.eos_tokens.dedup();
+        Ok(config)
     }
 
     pub(super) fn tokenizer_path(&self) -> PathBuf {
@@ -249,40 +165,6 @@ impl HuggingFace {
         };
         Ok((template, tokens))
     }
-}
-
-/// What the configuration asks for and this decoder does not do.
-fn unserved(config: &Config) -> Option<String> {
-    let model_type = config.model_type.as_str();
-    if !matches!(model_type, "llama" | "mistral") {
-        return Some(format!("the architecture {model_type} (llama and mistral are served)"));
-    }
-    if model_type == "mistral"
-        && let Some(window) = config.sliding_window
-    {
-        return Some(format!("sliding-window attention (sliding_window {window})"));
-    }
-    for rope in [&config.rope_scaling, &config.rope_parameters].into_iter().flatten() {
-        if let Some(kind) = rope.rope_type.as_deref().filter(|kind| *kind != "default") {
-            return Some(format!("rope scaling {kind}"));
-        }
-        if rope.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
-            return Some("rotary embedding of a part of each head (partial_rotary_factor)".into());
-        }
-    }
-    if config.hidden_act != "silu" {
-        return Some(format!("the activation {}", config.hidden_act));
-    }
-    if config.attention_bias {
-        return Some("biases in attention (attention_bias)".into());
-    }
-    if config.mlp_bias {
-        return Some("biases in the MLP (mlp_bias)".into());
-    }
-    config
-        .quantization_config
-        .is_some()
-        .then(|| "quantized safetensors (quantization_config)".into())
 }
 
 fn shard_names(directory: &Path) -> Result<Vec<String>, ModelError> {

@@ -2,7 +2,7 @@
 //! (<https://huggingface.co/docs/transformers/chat_templating>). A template comes from the base model
 //! only, never from a customer.
 
-use super::python;
+use super::python::{self, JsonStyle};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -58,7 +58,7 @@ impl ChatTemplate {
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
         environment
-            .add_template_owned(NAME, source.to_owned())
+            .add_template_owned(NAME, without_generation_tags(source))
             .map_err(|e| TemplateError::Malformed(format!("{e:#}")))?;
         Ok(Self { environment, tokens })
     }
@@ -112,12 +112,41 @@ fn strftime_now(format: String) -> Result<String, Error> {
     OffsetDateTime::now_utc().format(&description).map_err(|e| invalid(&e))
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`. Jinja's own filter would escape
-/// `<`, `>`, `&` and `'` for HTML, and models were not trained on that.
+/// Transformers' own filter, Python's `json.dumps`. Jinja's would escape `<`, `>`, `&` and `'` for
+/// HTML, and models were not trained on that.
 fn tojson(value: Value, options: Kwargs) -> Result<String, Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    let _: Option<bool> = options.get("ensure_ascii")?;
+    let separators: Option<Vec<String>> = options.get("separators")?;
+    let separators = match separators.as_deref() {
+        None => None,
+        Some([item, key]) => Some((item.clone(), key.clone())),
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "separators are two")),
+    };
+    let style = JsonStyle {
+        indent: options.get("indent")?,
+        separators,
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or_default(),
+        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or_default(),
+    };
     options.assert_all_used()?;
-    python::json(&value, indent)
+    python::json(&value, style)
         .map_err(|e| Error::new(ErrorKind::InvalidOperation, "tojson").with_source(e))
+}
+
+/// Transformers' tag `generation` marks what the assistant said, for training: here it is any block.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, behind)) = rest.split_once("{%") {
+        let Some((tag, after)) = behind.split_once("%}") else { break };
+        let name = tag.trim_matches(['-', '+']).trim();
+        let plain = match name {
+            "generation" => tag.replace(name, "if true"),
+            "endgeneration" => tag.replace(name, "endif"),
+            _ => tag.to_owned(),
+        };
+        out.extend([before, "{%", &plain, "%}"]);
+        rest = after;
+    }
+    out.push_str(rest);
+    out
 }

@@ -2,7 +2,6 @@ use super::assemble::assemble;
 use super::chat_template::TemplateTokens;
 use super::gguf::Gguf;
 use super::hugging_face::HuggingFace;
-use super::tokenizer::BytePairs;
 use super::{ChatMessage, ChatTemplate, ModelError, ModelWeights, Specials, TemplateError};
 use super::{Tokenizer, TokenizerError};
 use std::fs;
@@ -42,29 +41,9 @@ pub fn load(path: &Path, name: Option<&str>) -> Result<LoadedModel, ModelError> 
 fn load_gguf(path: &Path, id: &str) -> Result<LoadedModel, ModelError> {
     let gguf = Gguf::open(path)?;
     let config = gguf.config(id)?;
-    let kind = gguf.string("tokenizer.ggml.model")?;
-    if kind != "gpt2" {
-        let feature = format!("the tokenizer {kind} (gpt2, byte-level BPE, is served)");
-        return Err(ModelError::unsupported(path, feature));
-    }
-    let tokens = gguf.strings("tokenizer.ggml.tokens")?;
-    let text_of = |key| -> Result<Option<String>, ModelError> {
-        let id = gguf.optional_u32(key)?;
-        Ok(id.and_then(|id| tokens.get(id as usize)).map(|token| token.to_string()))
-    };
-    let template_tokens = TemplateTokens {
-        bos: text_of("tokenizer.ggml.bos_token_id")?,
-        eos: text_of("tokenizer.ggml.eos_token_id")?,
-    };
-    let tokenizer = Tokenizer::from_byte_pairs(BytePairs {
-        rule: gguf.string("tokenizer.ggml.pre")?,
-        kinds: gguf.integers("tokenizer.ggml.token_type")?,
-        merges: gguf.strings("tokenizer.ggml.merges")?,
-        tokens,
-    })
-    .map_err(|e| tokenizer_error(path, e))?;
+    let tokenizer = gguf.tokenizer()?;
     let template = gguf.optional_string("tokenizer.chat_template")?;
-    let chat_template = chat_template(path, template, template_tokens)?;
+    let chat_template = chat_template(path, template, gguf.template_tokens()?)?;
     check_vocabulary(path, &tokenizer, config.spec.vocab_size)?;
     let weights = assemble(config, &gguf)?;
     Ok(LoadedModel { weights, tokenizer, chat_template })
@@ -75,7 +54,7 @@ fn load_hugging_face(directory: &Path, id: &str) -> Result<LoadedModel, ModelErr
     let config = files.config(id)?;
     let path = files.tokenizer_path();
     let json = fs::read(&path).map_err(ModelError::io(&path))?;
-    let tokenizer = Tokenizer::from_json(&json).map_err(|e| tokenizer_error(&path, e))?;
+    let tokenizer = Tokenizer::from_json(&json).map_err(|e| e.in_file(&path))?;
     let (template, template_tokens) = files.template()?;
     let chat_template = chat_template(directory, template.as_deref(), template_tokens)?;
     check_vocabulary(&path, &tokenizer, config.spec.vocab_size)?;
@@ -92,13 +71,6 @@ fn chat_template(
         ModelError::unsupported(path, "a model without a chat template (use its instruct version)")
     })?;
     ChatTemplate::new(source, tokens).map_err(|e| ModelError::unsupported(path, e.to_string()))
-}
-
-fn tokenizer_error(path: &Path, error: TokenizerError) -> ModelError {
-    match error {
-        TokenizerError::Unsupported(feature) => ModelError::unsupported(path, feature),
-        other => ModelError::malformed(path, other),
-    }
 }
 
 /// Every token must have a row in the embedding; rows without a token are padding.

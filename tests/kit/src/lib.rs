@@ -63,6 +63,11 @@ pub fn families_dir() -> PathBuf {
     own_dir().join("families")
 }
 
+/// Small tokenizers of the families' kinds; `scripts/record-tokenizer-fixtures` says what is in them.
+pub fn tokenizers_dir() -> PathBuf {
+    own_dir().join("tokenizers")
+}
+
 #[derive(Debug, Clone, Deserialize)]
 pub struct Index {
     pub adapters: Vec<IndexEntry>,

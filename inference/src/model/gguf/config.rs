@@ -90,7 +90,7 @@ impl Gguf {
 
     fn rope_scaling(&self, architecture: &str, context: u32) -> Result<RopeScaling, ModelError> {
         if self.has(ROPE_FREQUENCIES) {
-            return Ok(RopeScaling::Divisors(self.floats(ROPE_FREQUENCIES)?));
+            return Ok(RopeScaling::Divisors(self.tensor(ROPE_FREQUENCIES)?));
         }
         let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
         let kind = self.optional_string(&key("type"))?.unwrap_or("none");

@@ -2,6 +2,7 @@
 //! configuration, tokenizer, chat template and quantized weights in one file.
 
 mod config;
+mod tokenizer;
 
 use super::ModelError;
 use super::assemble::{
@@ -67,7 +68,7 @@ impl Gguf {
         wide.and_then(|v| v.try_into().ok()).ok_or_else(|| self.mistyped(key))
     }
 
-    pub(super) fn optional_u32(&self, key: &str) -> Result<Option<u32>, ModelError> {
+    fn optional_u32(&self, key: &str) -> Result<Option<u32>, ModelError> {
         self.optional(key).map(|_| self.u32(key)).transpose()
     }
 
@@ -79,7 +80,7 @@ impl Gguf {
         self.optional(key).map(|_| self.f32(key)).transpose()
     }
 
-    pub(super) fn string(&self, key: &str) -> Result<&str, ModelError> {
+    fn string(&self, key: &str) -> Result<&str, ModelError> {
         Ok(self.value(key)?.to_string().map_err(|_| self.mistyped(key))?)
     }
 
@@ -91,7 +92,7 @@ impl Gguf {
         Ok(self.value(key)?.to_vec().map_err(|_| self.mistyped(key))?)
     }
 
-    pub(super) fn strings<'a>(&'a self, key: &str) -> Result<Vec<&'a str>, ModelError> {
+    fn strings<'a>(&'a self, key: &str) -> Result<Vec<&'a str>, ModelError> {
         let text = |value: &'a Value| match value {
             Value::String(text) => Ok(text.as_str()),
             _ => Err(self.mistyped(key)),
@@ -99,7 +100,17 @@ impl Gguf {
         self.array(key)?.iter().map(text).collect()
     }
 
-    pub(super) fn integers(&self, key: &str) -> Result<Vec<i64>, ModelError> {
+    fn optional_bool(&self, key: &str) -> Result<Option<bool>, ModelError> {
+        let value = self.optional(key).map(|value| value.to_bool());
+        value.transpose().map_err(|_| self.mistyped(key))
+    }
+
+    fn floats(&self, key: &str) -> Result<Vec<f32>, ModelError> {
+        let float = |value: &Value| value.to_f32().map_err(|_| self.mistyped(key));
+        self.array(key)?.iter().map(float).collect()
+    }
+
+    fn integers(&self, key: &str) -> Result<Vec<i64>, ModelError> {
         let integer = |value: &Value| match value {
             Value::I32(v) => Ok((*v).into()),
             Value::U32(v) => Ok((*v).into()),
@@ -112,7 +123,7 @@ impl Gguf {
 
 impl Gguf {
     /// A tensor's values by the file's name for it.
-    fn floats(&self, stored: &str) -> Result<Vec<f32>, ModelError> {
+    fn tensor(&self, stored: &str) -> Result<Vec<f32>, ModelError> {
         self.content.tensor_infos[stored]
             .read(&mut Cursor::new(&self.file[..]), self.content.tensor_data_offset, &Device::Cpu)
             .and_then(|tensor| tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>())
@@ -150,7 +161,7 @@ impl TensorSource for Gguf {
         if found != shape {
             return Err(malformed(format!("{stored} is {found:?}, expected {shape:?}")));
         }
-        let values = self.floats(stored)?;
+        let values = self.tensor(stored)?;
         let mut rounded = vec![bf16::ZERO; values.len()];
         rounded.convert_from_f32_slice(&values);
         match self.interleaved_heads(name)? {

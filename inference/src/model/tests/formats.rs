@@ -182,7 +182,8 @@ fn a_gguf_variant_that_is_not_computed_is_refused_by_name() {
         ("llama.rope.dimension_count", Meta::U32(4), "llama.rope.dimension_count"),
         ("llama.expert_count", Meta::U32(8), "llama.expert_count"),
         ("llama.attention.sliding_window", text("wide"), "llama.attention.sliding_window"),
-        ("tokenizer.ggml.model", text("llama"), "the tokenizer llama"),
+        ("tokenizer.ggml.model", text("rwkv"), "the tokenizer rwkv"),
+        ("tokenizer.ggml.model", text("llama"), "no tokenizer.ggml.scores"),
         ("tokenizer.ggml.pre", text("deepseek-llm"), "the pre-tokenizer deepseek-llm"),
         ("llama.block_count", text("two"), "llama.block_count in its metadata has the wrong type"),
     ];

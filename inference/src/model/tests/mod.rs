@@ -6,3 +6,4 @@ mod prompts;
 mod templates;
 mod text;
 mod tiny;
+mod tokenizers;

@@ -182,7 +182,7 @@ fn weights_of_other_shapes_than_their_configuration_are_refused() {
     let mut weights = tiny::model(1, true);
     weights.config.spec.intermediate_size += 2;
     let error = CpuBackend::new(&weights, CpuConfig::default()).err().unwrap();
-    assert!(error.to_string().contains("layer 0 gate_proj"), "{error}");
+    assert!(error.to_string().contains("layers.0.mlp.gate_proj"), "{error}");
 }
 
 #[test]

@@ -13,19 +13,18 @@ use half::bf16;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// Logits are of the size of 5.
+/// The largest distance, where logits are of the size of 2 to 6.
 const F32_TOLERANCE: f32 = 1e-3;
-/// Activations, keys and values are rounded to bf16 on the way: the largest of some 4000 logits.
-const BF16_TOLERANCE: f32 = 1.0;
-/// And their root mean square.
-const BF16_RMS: f64 = 0.12;
+/// The root mean square distance, as a part of that of the logits: activations, keys and values are
+/// rounded to bf16 on the way.
+const BF16_TOLERANCE: f64 = 0.03;
 
 fn adapter(family: &Family) -> Option<HostAdapter> {
     let (header, file) = family.adapter.as_ref()?;
     Some(host(header.modules.clone(), file.clone()))
 }
 
-/// The largest and the root mean square distance of all logits of base and adapter.
+/// The largest distance of all logits of base and adapter, and the relative root mean square.
 fn distance<T: Element>(family: &Family, isa: Isa, seed: u64) -> (f32, f64) {
     let config = CpuConfig { kv_tokens: 2048, threads: 2, ..CpuConfig::default() };
     let backend = CpuBackend::<T>::with_isa(&family.weights, config, isa).unwrap();
@@ -43,18 +42,18 @@ fn distance<T: Element>(family: &Family, isa: Isa, seed: u64) -> (f32, f64) {
     }
     let mut rng = StdRng::seed_from_u64(seed);
     let logits = run_mixed(&mut driver, &mut rng, &work);
-    let (mut worst, mut squares, mut count) = (0.0, 0.0, 0);
+    let (mut worst, mut squares, mut whole) = (0.0, 0.0, 0.0);
     for (logits, (positions, rows)) in logits.iter().zip(expected) {
         for (position, row) in positions.iter().zip(rows) {
             for (got, want) in logits[*position].iter().zip(row) {
                 let off = (got - want).abs();
                 worst = if off > worst { off } else { worst };
                 squares += f64::from(off) * f64::from(off);
-                count += 1;
+                whole += f64::from(*want) * f64::from(*want);
             }
         }
     }
-    (worst, (squares / f64::from(count)).sqrt())
+    (worst, (squares / whole).sqrt())
 }
 
 #[test]
@@ -64,8 +63,8 @@ fn every_family_and_its_adapter_give_the_logits_of_transformers_in_mixed_batches
         for isa in Isa::available() {
             let (worst, _) = distance::<f32>(&family, isa, seed);
             assert!(worst < F32_TOLERANCE, "{name} {isa:?} f32: {worst}");
-            let (worst, rms) = distance::<bf16>(&family, isa, seed);
-            assert!(worst < BF16_TOLERANCE && rms < BF16_RMS, "{name} {isa:?}: {worst}, {rms}");
+            let (_, relative) = distance::<bf16>(&family, isa, seed);
+            assert!(relative < BF16_TOLERANCE, "{name} {isa:?} bf16: {relative}");
         }
     }
 }

@@ -3,10 +3,13 @@
 use crate::engine::{RequestError, SubmitError};
 use crate::model::{PromptError, TemplateError};
 use crate::usage::LogError;
+use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use lorikeet_contract::RequestId;
 use lorikeet_contract::key::ParseKeyError;
 use serde_json::{Value, json};
+use std::sync::Arc;
 
 /// Offered to clients that were turned away for load.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
@@ -38,7 +41,7 @@ pub enum ApiError {
     Invalid { message: String, param: Option<String> },
     #[error(
         "This model's maximum context length is {limit} tokens. However, you requested {} tokens \
-         ({prompt} in the messages, {completion} in the completion).",
+         ({prompt} in the prompt, {completion} in the completion). Shorten one of them.",
         u64::from(*prompt) + u64::from(*completion)
     )]
     ContextLength { limit: u32, prompt: u32, completion: u32 },
@@ -94,7 +97,7 @@ impl ApiError {
         }
     }
 
-    fn code(&self) -> Option<&'static str> {
+    pub fn code(&self) -> Option<&'static str> {
         Some(match self {
             Self::NoKey | Self::MalformedKey(_) | Self::UnknownKey => "invalid_api_key",
             Self::ExpiredKey => "expired_api_key",
@@ -123,7 +126,6 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
-            Self::ContextLength { .. } => Some("messages"),
             Self::NoModel(_)
             | Self::NotReady(_)
             | Self::Disabled(_)
@@ -134,7 +136,7 @@ impl ApiError {
     }
 
     /// OpenAI's shape, also for an error in the middle of a stream.
-    pub fn body(&self) -> Value {
+    pub fn body(&self, request: RequestId) -> Value {
         let kind = match self.status() {
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
@@ -145,19 +147,31 @@ impl ApiError {
             "type": kind,
             "param": self.param(),
             "code": self.code(),
+            "request_id": request,
         }})
     }
 }
 
+/// Without a body: [`with_body`] writes it where the request's id is known.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let mut response = (self.status(), axum::Json(self.body())).into_response();
+        let mut response = self.status().into_response();
         if matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
         {
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
         }
+        response.extensions_mut().insert(Arc::new(self));
         response
     }
+}
+
+/// The response of a request that failed gets its body; any other is left as it is.
+pub fn with_body(mut response: Response, request: RequestId) -> Response {
+    let Some(error) = response.extensions_mut().remove::<Arc<ApiError>>() else { return response };
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response.map(|_| Body::from(error.body(request).to_string()))
 }
 
 impl From<LogError> for ApiError {
@@ -174,7 +188,9 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::QueueFull => Self::Busy,
             SubmitError::Stopped => Self::Stopped,
-            SubmitError::EmptyPrompt => Self::invalid("messages", "The messages make no prompt."),
+            SubmitError::EmptyPrompt => {
+                Self::Invalid { message: "The prompt has no token.".into(), param: None }
+            }
         }
     }
 }
@@ -190,7 +206,7 @@ impl From<RequestError> for ApiError {
                 Self::invalid(param, format!("{error}: leave it out."))
             }
             too_large @ RequestError::TooLarge { .. } => {
-                Self::Invalid { message: format!("{too_large}."), param: Some("messages".into()) }
+                Self::Invalid { message: format!("{too_large}."), param: None }
             }
         }
     }

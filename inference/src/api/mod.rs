@@ -2,21 +2,27 @@
 //!
 //! ```text
 //! request id ── CORS ── /health /ready
-//!                  └─── /v1: auth ── models
-//!                                └── chat ── request ── generation ── answer ── stop
-//!                                         └─ stream
+//!                  └─── auth ── models, tokens
+//!                           └── chat, completions, responses ── request ── messages, parameters
+//!                                    │      └─ shape: whole, or stream
+//!                                    └──── generation ── choice ── answer ── stop
 //! ```
 
-mod answer;
 mod auth;
+mod body;
 mod chat;
+mod completions;
 mod error;
 mod generation;
 mod health;
+mod messages;
 mod models;
-mod request;
-mod stop;
+mod parameters;
+mod responses;
+mod shape;
 mod stream;
+mod tokens;
+mod usage;
 
 use crate::engine::EngineHandle;
 use crate::link::Manifest;
@@ -58,17 +64,26 @@ pub struct Api {
 pub fn router(api: Arc<Api>, dashboard_origin: Option<HeaderValue>) -> Router {
     let v1 = Router::new()
         .route("/chat/completions", post(chat::create))
+        .route("/completions", post(completions::create))
+        .route("/responses", post(responses::create))
         .route("/models", get(models::list))
         .route("/models/{*model}", get(models::get))
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::Method)
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(api.clone(), auth::require_key));
+    // Where vLLM has them.
+    let tokens = Router::new()
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route_layer(from_fn_with_state(api.clone(), auth::require_key));
     let router = Router::new()
         .nest("/v1", v1)
+        .merge(tokens)
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .fallback(async || ApiError::NoRoute)
+        .method_not_allowed_fallback(async || ApiError::Method)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(api)
         .layer(CatchPanicLayer::custom(panicked));
     let router = match dashboard_origin {
@@ -90,7 +105,7 @@ fn cors(origin: HeaderValue) -> CorsLayer {
 async fn mint_request_id(mut request: Request, next: Next) -> Response {
     let id = RequestId::new();
     request.extensions_mut().insert(id);
-    let mut response = next.run(request).await;
+    let mut response = error::with_body(next.run(request).await, id);
     if let Ok(value) = HeaderValue::try_from(id.to_string()) {
         response.headers_mut().insert(X_REQUEST_ID, value);
     }

@@ -4,29 +4,53 @@ use super::Api;
 use super::auth::Caller;
 use super::error::ApiError;
 use crate::adapters::AdapterManifest;
-use crate::link::{AdapterVersion, VersionState};
+use crate::link::{Adapter, AdapterVersion, VersionState};
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
-use lorikeet_contract::AdapterVersionId;
+use lorikeet_contract::{AdapterVersionId, BaseModelSpec};
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// What answers a request, settled once, when the request arrives.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Target {
-    Base,
-    Adapter(AdapterVersionId, Arc<AdapterManifest>),
+pub struct Model {
+    /// Says which version answers, however it was called: `name@3`, or the base model's id.
+    pub name: String,
+    /// Changes with everything that may change an answer: base model and adapter.
+    pub fingerprint: String,
+    adapter: Option<(AdapterVersionId, Arc<AdapterManifest>)>,
+}
+
+impl Model {
+    pub fn version(&self) -> Option<AdapterVersionId> {
+        self.adapter.as_ref().map(|(version, _)| *version)
+    }
+
+    pub fn adapter(&self) -> Option<Arc<AdapterManifest>> {
+        self.adapter.as_ref().map(|(_, manifest)| manifest.clone())
+    }
 }
 
 /// Looks inside the caller's tenant only, so that another tenant's adapter and one that does not exist
 /// are the same.
-pub fn resolve(base_id: &str, caller: &Caller, model: &str) -> Result<Target, ApiError> {
-    if model == base_id {
-        return Ok(Target::Base);
+///
+/// A bare name means the newest version that this node can serve. One that this node rejects is not
+/// ready, on no node; until it is, requests go on to the version before it, so that an upload never
+/// breaks what was being served, and the answer says which version that was.
+pub fn resolve(base: &BaseModelSpec, caller: &Caller, model: &str) -> Result<Model, ApiError> {
+    let of_base = format!("fp_{}", base.weights_digest.short());
+    if model == base.id {
+        return Ok(Model { name: base.id.clone(), fingerprint: of_base, adapter: None });
     }
     let version = caller.current.view.version(caller.tenant, model);
     let version = version.ok_or_else(|| ApiError::NoModel(model.to_owned()))?;
     match &version.state {
-        VersionState::Servable(manifest) => Ok(Target::Adapter(version.id, manifest.clone())),
+        VersionState::Servable(manifest) => Ok(Model {
+            name: format!("{}@{}", bare(model), version.version),
+            fingerprint: format!("{of_base}_{}", manifest.key.digest.short()),
+            adapter: Some((version.id, manifest.clone())),
+        }),
         VersionState::Pending => Err(ApiError::NotReady(model.to_owned())),
         VersionState::Disabled => Err(ApiError::Disabled(model.to_owned())),
         VersionState::Rejected(reason) => {
@@ -35,14 +59,54 @@ pub fn resolve(base_id: &str, caller: &Caller, model: &str) -> Result<Target, Ap
     }
 }
 
+/// A model's name without version or alias.
+fn bare(model: &str) -> &str {
+    model.rsplit_once('@').map_or(model, |(name, _)| name)
+}
+
+/// One entry of the list, in OpenAI's shape with vLLM's `root` and `parent`.
+#[derive(Serialize)]
+struct Entry {
+    id: String,
+    object: &'static str,
+    created: i64,
+    owned_by: String,
+    /// What the name stands for now.
+    root: String,
+    parent: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_model_len: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    adapter: Option<AdapterFacts>,
+}
+
+#[derive(Serialize)]
+struct AdapterFacts {
+    name: String,
+    version: u32,
+    version_id: AdapterVersionId,
+    digest: String,
+    max_rank: u32,
+    /// That stand for this version.
+    aliases: Vec<String>,
+}
+
+/// The base model, and each of the caller's adapters by its bare name and by its aliases, as far as
+/// they can be asked now.
 pub async fn list(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
 ) -> Json<Value> {
-    let mut models = vec![base(&api)];
+    let mut models = vec![of_base(&api)];
     for (name, adapter) in caller.current.view.adapters(caller.tenant) {
-        let version = adapter.current();
-        models.extend(version.filter(|v| is_servable(v)).map(|v| of_tenant(name, v, &caller)));
+        let bare = adapter.current().map(|version| (name.to_owned(), version));
+        let aliases = adapter.aliases.keys().filter_map(|alias| {
+            adapter.select(alias).map(|version| (format!("{name}@{alias}"), version))
+        });
+        let ids = bare.into_iter().chain(aliases);
+        models.extend(ids.filter_map(|(id, version)| {
+            of_adapter(&api.base, &caller, id, name, adapter, version)
+        }));
     }
     Json(json!({ "object": "list", "data": models }))
 }
@@ -52,27 +116,56 @@ pub async fn get(
     Extension(caller): Extension<Caller>,
     Path(model): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    resolve(&api.base.id, &caller, &model)?;
+    resolve(&api.base, &caller, &model)?;
+    let name = bare(&model);
+    let adapter = caller.current.view.adapter(caller.tenant, name);
     let version = caller.current.view.version(caller.tenant, &model);
-    Ok(Json(match version {
-        Some(version) if model != api.base.id => of_tenant(&model, version, &caller),
-        _ => base(&api),
-    }))
+    let found = adapter.zip(version).filter(|_| model != api.base.id);
+    let entry = found.and_then(|(adapter, version)| {
+        of_adapter(&api.base, &caller, model.clone(), name, adapter, version)
+    });
+    Ok(Json(json!(entry.unwrap_or_else(|| of_base(&api)))))
 }
 
-fn is_servable(version: &AdapterVersion) -> bool {
-    matches!(version.state, VersionState::Servable(_))
+fn of_base(api: &Api) -> Entry {
+    Entry {
+        id: api.base.id.clone(),
+        object: "model",
+        created: api.started_unix_s,
+        owned_by: "lorikeet".into(),
+        root: api.base.id.clone(),
+        parent: None,
+        max_model_len: Some(api.base.context_length),
+        adapter: None,
+    }
 }
 
-fn base(api: &Api) -> Value {
-    model(&api.base.id, api.started_unix_s, "lorikeet")
-}
-
-fn of_tenant(name: &str, version: &AdapterVersion, caller: &Caller) -> Value {
-    let made = version.id.as_uuid().get_timestamp().map_or(0, |t| t.to_unix().0.cast_signed());
-    model(name, made, &caller.tenant.to_string())
-}
-
-fn model(id: &str, created_unix_s: i64, owner: &str) -> Value {
-    json!({ "id": id, "object": "model", "created": created_unix_s, "owned_by": owner })
+/// None when the version cannot be served.
+fn of_adapter(
+    base: &BaseModelSpec,
+    caller: &Caller,
+    id: String,
+    name: &str,
+    adapter: &Adapter,
+    version: &AdapterVersion,
+) -> Option<Entry> {
+    let VersionState::Servable(manifest) = &version.state else { return None };
+    let aliases = adapter.aliases.iter().filter(|(_, id)| **id == version.id);
+    Some(Entry {
+        id,
+        object: "model",
+        created: version.id.as_uuid().get_timestamp().map_or(0, |t| t.to_unix().0.cast_signed()),
+        owned_by: caller.tenant.to_string(),
+        root: format!("{name}@{}", version.version),
+        parent: Some(base.id.clone()),
+        max_model_len: Some(base.context_length),
+        adapter: Some(AdapterFacts {
+            name: name.to_owned(),
+            version: version.version,
+            version_id: version.id,
+            digest: manifest.key.digest.to_string(),
+            max_rank: manifest.max_rank,
+            aliases: aliases.map(|(alias, _)| alias.clone()).collect(),
+        }),
+    })
 }

@@ -2,20 +2,19 @@
 //! accepted, and is not counted as delivered. When the connection goes, the body is dropped, and the
 //! generation with it.
 
-use super::chat::Shape;
 use super::error::ApiError;
 use super::generation::{Ending, Generation, Progress};
+use super::shape::{Events, Shape};
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::Value;
 use std::convert::Infallible;
 
-pub fn respond(generation: Generation, first: Progress, shape: Shape) -> Response {
-    let events = Events { shape, stage: Stage::Opening(generation, first) };
-    let body = futures::stream::unfold(events, |mut events| async move {
-        let frame = events.next().await?;
-        Some((Ok::<_, Infallible>(frame), events))
+pub fn respond<S: Shape>(generation: Generation, first: Progress, shape: S) -> Response {
+    let stream = Stream { shape, stage: Stage::Opening(generation, first) };
+    let body = futures::stream::unfold(stream, |mut stream| async move {
+        let frame = stream.next().await?;
+        Some((Ok::<_, Infallible>(frame), stream))
     });
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
@@ -26,77 +25,83 @@ pub fn respond(generation: Generation, first: Progress, shape: Shape) -> Respons
     (headers, Body::from_stream(body)).into_response()
 }
 
-struct Events {
-    shape: Shape,
+struct Stream<S> {
+    shape: S,
     stage: Stage,
 }
 
 enum Stage {
     Opening(Generation, Progress),
     Running(Generation),
-    /// The text is out; the account is not closed yet.
-    Closing(Generation, Ending),
+    /// The text is out, the last choice is about to end, and the account is not closed yet.
+    Closing(Generation, usize, Ending),
     Over,
 }
 
-impl Events {
+impl<S: Shape> Stream<S> {
     /// The next bytes of the body; None at its end.
     async fn next(&mut self) -> Option<Bytes> {
+        let mut out = Events::default();
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Opening(generation, first) => {
-                let opening = event(&self.shape.opening());
-                let rest = self.advance(generation, Ok(first)).await;
-                Some([opening, rest].concat().into())
+                self.shape.opening(&mut out);
+                self.advance(generation, Ok(first), &mut out).await;
             }
             Stage::Running(mut generation) => {
                 let progress = generation.next().await;
-                Some(self.advance(generation, progress).await.into())
+                self.advance(generation, progress, &mut out).await;
             }
-            Stage::Closing(generation, ending) => Some(self.close(generation, ending).await.into()),
-            Stage::Over => None,
+            Stage::Closing(generation, choice, ending) => {
+                self.close(generation, choice, ending, &mut out).await;
+            }
+            Stage::Over => return None,
         }
+        Some(out.0.into())
     }
 
     async fn advance(
         &mut self,
         generation: Generation,
         progress: Result<Progress, ApiError>,
-    ) -> Vec<u8> {
+        out: &mut Events,
+    ) {
         let delivered = progress.and_then(|progress| generation.deliver().map(|()| progress));
-        let (piece, ending) = match delivered {
-            Ok(Progress::Piece(piece)) => (piece, None),
-            Ok(Progress::End(piece, ending)) => (piece, Some(ending)),
-            Err(error) => return failure(&generation.fail(error).await),
+        let Progress { choice, piece, ending } = match delivered {
+            Ok(progress) => progress,
+            Err(error) => return self.shape.fail(&generation.fail(error).await, out),
         };
+        let has_text = !piece.is_empty();
+        if has_text {
+            self.shape.piece(choice, piece, out);
+        }
         match ending {
-            Some(ending) if piece.is_empty() => return self.close(generation, ending).await,
-            Some(ending) => self.stage = Stage::Closing(generation, ending),
+            Some(ending) if generation.is_complete() && has_text => {
+                self.stage = Stage::Closing(generation, choice, ending);
+            }
+            Some(ending) if generation.is_complete() => {
+                self.close(generation, choice, ending, out).await;
+            }
+            Some(ending) => {
+                self.shape.end(choice, ending, out);
+                self.stage = Stage::Running(generation);
+            }
             None => self.stage = Stage::Running(generation),
         }
-        event(&self.shape.piece(piece))
     }
 
-    async fn close(&mut self, generation: Generation, ending: Ending) -> Vec<u8> {
-        let counts = match generation.complete(ending).await {
-            Ok(counts) => counts,
-            Err(error) => return failure(&error),
-        };
-        let mut bytes = event(&self.shape.closing(ending));
-        if self.shape.include_usage {
-            bytes.extend(event(&self.shape.counts(counts)));
+    async fn close(
+        &mut self,
+        generation: Generation,
+        choice: usize,
+        ending: Ending,
+        out: &mut Events,
+    ) {
+        match generation.complete().await {
+            Ok(counts) => {
+                self.shape.end(choice, ending, out);
+                self.shape.close(counts, out);
+            }
+            Err(error) => self.shape.fail(&error, out),
         }
-        bytes.extend_from_slice(DONE);
-        bytes
     }
-}
-
-const DONE: &[u8] = b"data: [DONE]\n\n";
-
-fn event(data: &Value) -> Vec<u8> {
-    format!("data: {data}\n\n").into_bytes()
-}
-
-/// The status is long sent: the error travels as the last event.
-fn failure(error: &ApiError) -> Vec<u8> {
-    [&event(&error.body())[..], DONE].concat()
 }

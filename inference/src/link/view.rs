@@ -96,7 +96,7 @@ impl Adapter {
     }
 
     /// `selector` is what follows the `@`: a version number or an alias.
-    fn select(&self, selector: &str) -> Option<&AdapterVersion> {
+    pub fn select(&self, selector: &str) -> Option<&AdapterVersion> {
         if let Ok(version) = selector.parse() {
             return self.versions.get(&version);
         }
@@ -138,6 +138,10 @@ impl ManifestView {
     pub fn adapters(&self, tenant: TenantId) -> impl Iterator<Item = (&str, &Adapter)> {
         let of_tenant = self.adapters.get(&tenant).into_iter().flatten();
         of_tenant.map(|(name, adapter)| (name.as_str(), adapter))
+    }
+
+    pub fn adapter(&self, tenant: TenantId, name: &str) -> Option<&Adapter> {
+        self.adapters.get(&tenant)?.get(name)
     }
 
     /// The version that `name`, `name@3` or `name@alias` means inside a tenant.

@@ -126,7 +126,8 @@ async fn an_adapter_answers_under_its_name_and_otherwise_than_the_base() {
 
     let base = node.chat(&customer, json!({})).await;
     let adapted = node.chat(&customer, json!({ "model": "sailor" })).await;
-    assert_eq!(adapted["model"], "sailor");
+    assert_eq!(adapted["model"], "sailor@1", "the version that answered");
+    assert_ne!(adapted["system_fingerprint"], base["system_fingerprint"]);
     assert_ne!(text(&adapted), text(&base));
     let pinned = node.chat(&customer, json!({ "model": "sailor@1" })).await;
     assert_eq!(text(&pinned), text(&adapted));
@@ -149,14 +150,18 @@ async fn what_cannot_be_served_is_refused_before_it_costs_anything() {
     let (_, error) = node.refused(key, json!({ "max_tokens": context })).await;
     assert_eq!(error["code"], "context_length_exceeded");
 
-    let (status, error) = node.refused(key, json!({ "n": 2 })).await;
-    assert_eq!((status.as_u16(), &error["param"]), (400, &json!("n")));
+    let (status, error) = node.refused(key, json!({ "best_of": 2 })).await;
+    assert_eq!((status.as_u16(), &error["param"]), (400, &json!("best_of")));
     assert_eq!(error["type"], "invalid_request_error");
     let (status, _) = node.refused(key, json!({ "user": "x".repeat(5 << 20) })).await;
     assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
     let wrong_method = node.get("/v1/chat/completions", Some(key)).await;
     assert_eq!(wrong_method.0, StatusCode::METHOD_NOT_ALLOWED);
     assert!(wrong_method.1.contains("method_not_allowed"));
+    let response = node.post(key, &chat(json!({ "temperature": 9 }))).await;
+    let id = response.headers()["x-request-id"].to_str().expect("text").to_owned();
+    let error: Value = response.json().await.expect("JSON");
+    assert_eq!(error["error"]["request_id"], id);
     let nowhere = node.get("/v2/models", None).await;
     assert_eq!(nowhere.0, StatusCode::NOT_FOUND);
     assert!(nowhere.1.contains("\"error\""));

@@ -189,7 +189,11 @@ impl Node {
     }
 
     pub async fn post(&self, key: &str, body: &Value) -> reqwest::Response {
-        let request = reqwest::Client::new().post(self.url("/v1/chat/completions"));
+        self.post_to("/v1/chat/completions", key, body).await
+    }
+
+    pub async fn post_to(&self, path: &str, key: &str, body: &Value) -> reqwest::Response {
+        let request = reqwest::Client::new().post(self.url(path));
         request.timeout(SOON).bearer_auth(key).json(body).send().await.expect("an answer")
     }
 

@@ -3,9 +3,12 @@
 mod access;
 mod canary;
 mod chat;
+mod choices;
+mod completions;
 mod control_plane;
 mod failures;
 mod harness;
 mod manifest;
 mod metering;
+mod responses;
 mod sse;

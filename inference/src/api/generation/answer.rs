@@ -40,6 +40,8 @@ impl Piece {
 pub struct Answer {
     detokenizer: Detokenizer,
     stop: StopStrings,
+    /// Stop strings do not end the answer, and are not looked for, before so many more tokens.
+    unstoppable: u32,
     /// Bytes of text so far, and of those how many have been let through.
     produced: usize,
     passed: usize,
@@ -48,10 +50,11 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub fn new(detokenizer: Detokenizer, stop: Vec<String>) -> Self {
+    pub fn new(detokenizer: Detokenizer, stop: Vec<String>, min_tokens: u32) -> Self {
         Self {
             detokenizer,
             stop: StopStrings::new(stop),
+            unstoppable: min_tokens,
             produced: 0,
             passed: 0,
             logprobs: VecDeque::new(),
@@ -71,14 +74,20 @@ impl Answer {
             };
             self.logprobs.push_back((self.produced, entry));
         }
-        self.pass(&text)
+        if self.unstoppable > 0 {
+            self.unstoppable -= 1;
+            return self.let_through(text, false);
+        }
+        let passed = self.stop.push(&text);
+        self.let_through(passed.text, passed.stopped)
     }
 
     /// The end of the answer, unless a stop string has ended it.
     pub fn finish(&mut self) -> Piece {
         let text = self.detokenizer.finish();
         self.produced += text.len();
-        let mut piece = self.pass(&text);
+        let passed = self.stop.push(&text);
+        let mut piece = self.let_through(passed.text, passed.stopped);
         if !piece.stopped {
             piece.text += &self.stop.finish();
             piece.logprobs.extend(self.logprobs.drain(..).map(|(_, entry)| entry));
@@ -86,15 +95,11 @@ impl Answer {
         piece
     }
 
-    fn pass(&mut self, text: &str) -> Piece {
-        let passed = self.stop.push(text);
-        self.passed += passed.text.len();
+    fn let_through(&mut self, text: String, stopped: bool) -> Piece {
+        self.passed += text.len();
         let through = self.logprobs.iter().take_while(|(end, _)| *end <= self.passed).count();
-        Piece {
-            text: passed.text,
-            logprobs: self.logprobs.drain(..through).map(|(_, entry)| entry).collect(),
-            stopped: passed.stopped,
-        }
+        let logprobs = self.logprobs.drain(..through).map(|(_, entry)| entry).collect();
+        Piece { text, logprobs, stopped }
     }
 }
 

@@ -1,0 +1,81 @@
+//! `POST /v1/completions`
+
+mod request;
+mod shape;
+
+use super::Api;
+use super::auth::Caller;
+use super::body::JsonObject;
+use super::error::ApiError;
+use super::generation::{Generation, Work};
+use super::models::resolve;
+use super::parameters::report_ignored;
+use super::shape::respond;
+use crate::model::{Specials, Tokenizer};
+use axum::Extension;
+use axum::extract::State;
+use axum::response::Response;
+use lorikeet_contract::RequestId;
+use request::{CompletionRequest, Prompt};
+use shape::CompletionShape;
+use std::sync::Arc;
+
+pub async fn create(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    Extension(id): Extension<RequestId>,
+    JsonObject(fields): JsonObject,
+) -> Result<Response, ApiError> {
+    let request = CompletionRequest::read(fields, api.base.vocab_size, rand::random())?;
+    let CompletionRequest { parameters, prompts, echo, ignored } = request;
+    let model = resolve(&api.base, &caller, &parameters.model)?;
+    let prompts = tokenized(&api, prompts, echo).await?;
+    let echoes = prompts.iter().map(|prompt| prompt.echo.clone()).collect();
+    let shape = CompletionShape::new(id, &model, &parameters, echoes);
+    let streaming = parameters.stream;
+    let prompts = prompts.into_iter().map(|prompt| prompt.tokens).collect();
+    let generation =
+        Generation::start(api, &caller, Work { model, prompts, parameters }, id).await?;
+    Ok(report_ignored(respond(generation, shape, streaming).await?, &ignored))
+}
+
+struct Tokenized {
+    tokens: Vec<u32>,
+    /// What the answer begins with.
+    echo: String,
+}
+
+/// On a thread where a long text holds nobody up.
+async fn tokenized(
+    api: &Arc<Api>,
+    prompts: Vec<Prompt>,
+    echo: bool,
+) -> Result<Vec<Tokenized>, ApiError> {
+    let api = api.clone();
+    let all = tokio::task::spawn_blocking(move || {
+        prompts.into_iter().map(|prompt| tokenize(&api.tokenizer, prompt, echo)).collect()
+    });
+    all.await.unwrap_or(Err(ApiError::Internal))
+}
+
+/// Special tokens are recognised in a text, as everywhere else: here the caller writes the whole
+/// prompt. Token ids say exactly what is meant.
+fn tokenize(tokenizer: &Tokenizer, prompt: Prompt, echo: bool) -> Result<Tokenized, ApiError> {
+    let prompt = match prompt {
+        Prompt::Text(text) => {
+            let tokens = tokenizer.encode(&text, Specials::Recognised).map_err(|_| {
+                tracing::error!("the tokenizer failed on a request's prompt");
+                ApiError::Internal
+            })?;
+            Tokenized { tokens, echo: if echo { text } else { String::new() } }
+        }
+        Prompt::Tokens(tokens) => {
+            let text = if echo { tokenizer.decode(&tokens) } else { String::new() };
+            Tokenized { tokens, echo: text }
+        }
+    };
+    if prompt.tokens.is_empty() {
+        return Err(ApiError::invalid("prompt", "A prompt without any token is not answered."));
+    }
+    Ok(prompt)
+}

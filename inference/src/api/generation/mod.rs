@@ -1,0 +1,179 @@
+//! One request from its admission to its final usage record: one or more prompts, each answered by one
+//! or more choices, every choice a sequence of the engine.
+
+mod answer;
+mod choice;
+mod stop;
+
+pub use answer::{Piece, TokenLogprob};
+
+use super::Api;
+use super::auth::Caller;
+use super::error::ApiError;
+use super::models::Model;
+use super::parameters::Parameters;
+use crate::engine::{EngineEvent, FinishReason};
+use crate::usage::{Admission, Meter};
+use choice::Choices;
+use lorikeet_contract::RequestId;
+use lorikeet_contract::link::FinishReason as Billed;
+use std::sync::Arc;
+
+/// What is to be generated.
+pub struct Work {
+    pub model: Model,
+    /// At least one; none of them empty.
+    pub prompts: Vec<Vec<u32>>,
+    pub parameters: Parameters,
+}
+
+/// Dropping it cancels the request: the engine sees its events unread, and the account closes with
+/// what was delivered.
+pub struct Generation {
+    api: Arc<Api>,
+    id: RequestId,
+    choices: Choices,
+    meter: Meter,
+    counts: Counts,
+    /// Whether some choice was cut short.
+    cut: bool,
+}
+
+/// What one choice has grown by.
+pub struct Progress {
+    /// Counts the choices of the first prompt, then those of the second, and so on.
+    pub choice: usize,
+    pub piece: Piece,
+    /// Set when the choice is complete; the piece is its last.
+    pub ending: Option<Ending>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Stop,
+    Length,
+}
+
+/// Token counts of a request. The prompts are counted once, however many choices share them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    pub prompt: u32,
+    /// Of the prompts.
+    pub cached: u32,
+    pub completion: u32,
+}
+
+impl Generation {
+    /// Checks the request, hands it to the engine and opens its account: in this order, so that what is
+    /// turned away for load leaves no record. Returns when the account is on the disk: from then on tokens
+    /// may leave the node.
+    pub async fn start(
+        api: Arc<Api>,
+        caller: &Caller,
+        work: Work,
+        id: RequestId,
+    ) -> Result<Self, ApiError> {
+        if !api.usage.is_writable() {
+            return Err(ApiError::NoUsageLog);
+        }
+        let prompt = work.prompts.iter().map(|prompt| prompt.len() as u64).sum::<u64>();
+        let counts =
+            Counts { prompt: u32::try_from(prompt).unwrap_or(u32::MAX), cached: 0, completion: 0 };
+        let admission = Admission {
+            request_id: id,
+            tenant_id: caller.tenant,
+            key_id: caller.key,
+            adapter_version_id: work.model.version(),
+            base_weights_digest: api.base.weights_digest,
+            prompt_tokens: counts.prompt,
+        };
+        let choices = Choices::start(&api, caller, work, id)?;
+        // From here on an early return drops `choices`, which cancels the request.
+        let (meter, opened) = api.usage.admit(&admission)?;
+        let generation = Self { api, id, choices, meter, counts, cut: false };
+        // The engine may have been told of it before it had the request.
+        if caller.has_lost_access(&generation.api.manifest.current()) {
+            return Err(generation.fail(ApiError::Revoked).await);
+        }
+        match opened.wait().await {
+            Ok(()) => Ok(generation),
+            Err(error) => Err(generation.fail(error.into()).await),
+        }
+    }
+
+    /// What comes next of any choice. Not to be called again after an error, or when
+    /// [all choices are complete](Self::is_complete).
+    pub async fn next(&mut self) -> Result<Progress, ApiError> {
+        loop {
+            let (choice, event) = self.choices.next_event(&self.api.engine).await?;
+            match event {
+                EngineEvent::Started { cached_tokens } => {
+                    if self.choices.leads(choice) {
+                        self.counts.cached += cached_tokens;
+                        self.meter.note_cached(self.counts.cached);
+                    }
+                }
+                EngineEvent::Token(token) => {
+                    self.counts.completion += 1;
+                    let piece = self.choices.answer(choice).push(&self.api.tokenizer, &token);
+                    if piece.stopped {
+                        // What the engine still does for it is nobody's any more.
+                        self.choices.close(choice, &self.api.engine);
+                        return Ok(Progress { choice, piece, ending: Some(Ending::Stop) });
+                    }
+                    if !piece.is_empty() {
+                        return Ok(Progress { choice, piece, ending: None });
+                    }
+                }
+                EngineEvent::Finished { reason, .. } => {
+                    let piece = self.choices.answer(choice).finish();
+                    let ending = match reason {
+                        _ if piece.stopped => Ending::Stop,
+                        FinishReason::Stop => Ending::Stop,
+                        FinishReason::Length => Ending::Length,
+                        FinishReason::Cancelled => return Err(ApiError::Stopped),
+                    };
+                    self.cut |= ending == Ending::Length;
+                    self.choices.ended(choice);
+                    return Ok(Progress { choice, piece, ending: Some(ending) });
+                }
+                EngineEvent::Failed { error, .. } => {
+                    tracing::warn!(request = %self.id, %error, "request failed");
+                    return Err(error.into());
+                }
+            }
+        }
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.choices.all_ended()
+    }
+
+    /// Everything up to here is being accepted by the HTTP body.
+    pub fn deliver(&self) -> Result<(), ApiError> {
+        Ok(self.meter.deliver(self.counts.completion)?)
+    }
+
+    /// Closes the account of answers that were delivered whole. Returns when that is on the disk: only
+    /// then may the response end.
+    pub async fn complete(self) -> Result<Counts, ApiError> {
+        if let Err(error) = self.deliver() {
+            return Err(self.fail(error).await);
+        }
+        let reason = if self.cut { Billed::Length } else { Billed::Stop };
+        self.meter.finish(reason).wait().await?;
+        Ok(self.counts)
+    }
+
+    /// Closes the account of a request that failed, with what had been delivered, and gives the error
+    /// back.
+    pub async fn fail(self, error: ApiError) -> ApiError {
+        let reason = match error {
+            ApiError::Revoked => Billed::Revoked,
+            _ => Billed::Error,
+        };
+        // While the log is not writable the record stays in memory; the client gets its error now.
+        let _ = self.meter.finish(reason).wait().await;
+        error
+    }
+}

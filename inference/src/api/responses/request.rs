@@ -1,0 +1,152 @@
+//! The body of a request for a response.
+
+use crate::api::error::ApiError;
+use crate::api::messages::RESPONSES;
+use crate::api::parameters::{Fields, Integer, Parameters};
+use crate::model::ChatMessage;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+pub const MAX_OUTPUT_TOKENS: Integer = Integer {
+    name: "max_output_tokens",
+    least: 1,
+    most: u32::MAX,
+    what: "Most tokens of the answer. Without it, as many as the context has room for.",
+};
+pub const TOP_LOGPROBS: Integer = Integer {
+    name: "top_logprobs",
+    least: 0,
+    most: 20,
+    what: "So many of the likeliest tokens at each place, with their log probabilities.",
+};
+
+/// What may be included beside the answer.
+pub const LOGPROBS: &str = "message.output_text.logprobs";
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResponseRequest {
+    pub parameters: Parameters,
+    /// The instructions first.
+    pub messages: Vec<ChatMessage>,
+    pub instructions: Option<String>,
+    /// Fields that were passed over.
+    pub ignored: Vec<&'static str>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a text or a list of messages is wanted")]
+enum Input {
+    Text(String),
+    Items(Vec<Map<String, Value>>),
+}
+
+impl ResponseRequest {
+    pub fn read(mut fields: Fields, vocab_size: u32, random_seed: u64) -> Result<Self, ApiError> {
+        let parameters = Parameters::take(&mut fields, vocab_size, random_seed)?;
+        if parameters.n > 1 {
+            return Err(ApiError::invalid("n", "A response has one answer: leave `n` out."));
+        }
+        let parameters = Parameters {
+            max_tokens: fields.integer(&MAX_OUTPUT_TOKENS)?,
+            logprobs: logprobs(&mut fields)?,
+            ..parameters
+        };
+        let instructions: Option<String> = fields.take("instructions")?;
+        let mut messages = match fields.required(RESPONSES.field)? {
+            Input::Text(content) => vec![ChatMessage { role: "user".into(), content }],
+            Input::Items(items) => RESPONSES.read(items)?,
+        };
+        if let Some(content) = instructions.clone() {
+            messages.insert(0, ChatMessage { role: "system".into(), content });
+        }
+        fields.pass("text", is_plain_text);
+        fields.pass("tools", |value| value.as_array().is_some_and(Vec::is_empty));
+        fields.pass("tool_choice", |value| value == "none" || value == "auto");
+        fields.pass("parallel_tool_calls", Value::is_boolean);
+        fields.pass("truncation", |value| value == "disabled");
+        fields.pass("background", |value| *value == Value::Bool(false));
+        Ok(Self { parameters, messages, instructions, ignored: fields.finish()? })
+    }
+}
+
+fn is_plain_text(text: &Value) -> bool {
+    let format = &text["format"]["type"];
+    text.is_object() && text["verbosity"].is_null() && (format.is_null() || format == "text")
+}
+
+fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
+    let include: Vec<String> = fields.take("include")?.unwrap_or_default();
+    if let Some(other) = include.iter().find(|name| *name != LOGPROBS) {
+        let message = format!("`{other}` cannot be included, only `{LOGPROBS}` can.");
+        return Err(ApiError::invalid("include", message));
+    }
+    let top = fields.integer(&TOP_LOGPROBS)?.unwrap_or(0);
+    if top > 0 && include.is_empty() {
+        let message = format!("`top_logprobs` needs `include`: [\"{LOGPROBS}\"].");
+        return Err(ApiError::invalid("top_logprobs", message));
+    }
+    Ok((!include.is_empty()).then_some(top as u8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn read(more: Value) -> Result<ResponseRequest, ApiError> {
+        let mut body = json!({ "model": "m", "input": "hi" });
+        for (name, value) in more.as_object().expect("an object") {
+            body[name] = value.clone();
+        }
+        let Value::Object(fields) = body else { panic!("an object") };
+        ResponseRequest::read(Fields::new(fields), 100, 77)
+    }
+
+    #[test]
+    fn a_text_is_a_users_and_the_instructions_come_first() {
+        let message =
+            |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+        let request = read(json!({ "instructions": "Be brief." })).expect("a request");
+        assert_eq!(request.messages, [message("system", "Be brief."), message("user", "hi")]);
+        let items = json!([
+            { "role": "user", "content": "hi" },
+            { "type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
+              "content": [{ "type": "output_text", "text": "ho", "annotations": [] }] },
+        ]);
+        let request = read(json!({ "input": items })).expect("a request");
+        assert_eq!(request.messages, [message("user", "hi"), message("assistant", "ho")]);
+    }
+
+    #[test]
+    fn what_needs_memory_or_is_not_supported_is_refused_by_name() {
+        for field in [
+            json!({ "previous_response_id": "resp_1" }),
+            json!({ "conversation": "conv_1" }),
+            json!({ "background": true }),
+            json!({ "truncation": "auto" }),
+            json!({ "text": { "format": { "type": "json_object" } } }),
+            json!({ "tools": [{ "type": "web_search" }] }),
+            json!({ "reasoning": { "effort": "high" } }),
+            json!({ "include": ["reasoning.encrypted_content"] }),
+            json!({ "top_logprobs": 2 }),
+            json!({ "n": 2 }),
+            json!({ "input": 5 }),
+            json!({ "max_output_tokens": 0 }),
+        ] {
+            let name = field.as_object().and_then(|f| f.keys().next().cloned()).expect("a field");
+            match read(field.clone()) {
+                Err(ApiError::Invalid { param, .. }) => assert_eq!(param, Some(name)),
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+        let harmless = json!({
+            "store": true, "text": { "format": { "type": "text" } }, "tools": [],
+            "truncation": "disabled", "background": false, "include": [LOGPROBS],
+            "top_logprobs": 3, "max_output_tokens": 9,
+        });
+        let request = read(harmless).expect("a request");
+        assert_eq!(request.ignored, ["store"]);
+        let Parameters { logprobs, max_tokens, .. } = request.parameters;
+        assert_eq!((logprobs, max_tokens), (Some(3), Some(9)));
+    }
+}

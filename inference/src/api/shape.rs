@@ -1,0 +1,106 @@
+//! What an endpoint makes of an answer: one body, or the events of a stream.
+
+use super::error::ApiError;
+use super::generation::{Counts, Ending, Generation, Piece, Progress, TokenLogprob};
+use super::stream;
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::Value;
+
+/// An endpoint's form of an answer. In a stream the calls come in this order, and the pieces and ends
+/// of the choices between each other.
+pub trait Shape: Send + 'static {
+    fn whole(self, choices: Vec<Choice>, counts: Counts) -> Value;
+
+    fn opening(&mut self, out: &mut Events);
+    fn piece(&mut self, choice: usize, piece: Piece, out: &mut Events);
+    fn end(&mut self, choice: usize, ending: Ending, out: &mut Events);
+    /// All choices have ended, and the account is closed.
+    fn close(&mut self, counts: Counts, out: &mut Events);
+    /// The status is long sent: the error travels as the last event.
+    fn fail(&mut self, error: &ApiError, out: &mut Events);
+}
+
+/// A complete choice.
+#[derive(Debug)]
+pub struct Choice {
+    pub text: String,
+    pub logprobs: Vec<TokenLogprob>,
+    pub ending: Ending,
+}
+
+/// Server-sent events as they go over the wire.
+#[derive(Debug, Default)]
+pub struct Events(pub(super) Vec<u8>);
+
+impl Events {
+    pub fn push(&mut self, data: &impl Serialize) {
+        self.0.extend_from_slice(b"data: ");
+        self.json(data);
+    }
+
+    /// An event with a name beside its data.
+    pub fn push_named(&mut self, name: &str, data: &impl Serialize) {
+        self.0.extend_from_slice(b"event: ");
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\ndata: ");
+        self.json(data);
+    }
+
+    /// How OpenAI's older streams end.
+    pub fn push_done(&mut self) {
+        self.0.extend_from_slice(b"data: [DONE]\n\n");
+    }
+
+    fn json(&mut self, data: &impl Serialize) {
+        serde_json::to_writer(&mut self.0, data)
+            .expect("maps have string keys, a vector takes all");
+        self.0.extend_from_slice(b"\n\n");
+    }
+}
+
+/// Generates and answers. Until the first token an error still has a status of its own.
+pub async fn respond<S: Shape>(
+    mut generation: Generation,
+    shape: S,
+    streaming: bool,
+) -> Result<Response, ApiError> {
+    let first = match generation.next().await {
+        Ok(first) => first,
+        Err(error) => return Err(generation.fail(error).await),
+    };
+    if streaming {
+        return Ok(stream::respond(generation, first, shape));
+    }
+    let (choices, counts) = collect(generation, first).await?;
+    Ok(Json(shape.whole(choices, counts)).into_response())
+}
+
+/// The whole answer. Nothing of it has been delivered before.
+async fn collect(
+    mut generation: Generation,
+    first: Progress,
+) -> Result<(Vec<Choice>, Counts), ApiError> {
+    let mut choices: Vec<Choice> = Vec::new();
+    let mut progress = first;
+    loop {
+        let Progress { choice, piece, ending } = progress;
+        if choices.len() <= choice {
+            let empty = || Choice { text: String::new(), logprobs: vec![], ending: Ending::Stop };
+            choices.resize_with(choice + 1, empty);
+        }
+        choices[choice].text += &piece.text;
+        choices[choice].logprobs.extend(piece.logprobs);
+        if let Some(ending) = ending {
+            choices[choice].ending = ending;
+        }
+        if generation.is_complete() {
+            return Ok((choices, generation.complete().await?));
+        }
+        progress = match generation.next().await {
+            Ok(progress) => progress,
+            Err(error) => return Err(generation.fail(error).await),
+        };
+    }
+}

@@ -1,0 +1,81 @@
+//! `POST /tokenize` and `POST /detokenize`, in vLLM's shape: how many tokens a prompt has, and which.
+
+use super::Api;
+use super::auth::Caller;
+use super::body::JsonObject;
+use super::chat::prompt;
+use super::error::ApiError;
+use super::messages::CHAT;
+use super::models::resolve;
+use crate::model::Specials;
+use axum::extract::State;
+use axum::{Extension, Json};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// A text as `/v1/completions` would read it, or messages as `/v1/chat/completions` would.
+pub async fn tokenize(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    JsonObject(mut fields): JsonObject,
+) -> Result<Json<Value>, ApiError> {
+    resolve(&api.base, &caller, &fields.required::<String>("model")?)?;
+    let text: Option<String> = fields.take("prompt")?;
+    let chat = fields.take(CHAT.field)?.map(|raw| CHAT.read(raw)).transpose()?;
+    let with_texts = fields.flag("return_token_strs")?;
+    // The template says what an answer begins with, and which tokens are special.
+    fields.pass("add_generation_prompt", |value| *value == json!(true));
+    fields.pass("add_special_tokens", Value::is_boolean);
+    fields.finish()?;
+    let tokens = match (text, chat) {
+        (Some(text), None) => text_tokens(&api, text).await?,
+        (None, Some(messages)) => prompt(&api, messages).await?,
+        _ => {
+            let message = "Exactly one of `prompt` and `messages` is wanted.";
+            return Err(ApiError::invalid("prompt", message));
+        }
+    };
+    let mut answer = json!({
+        "count": tokens.len(),
+        "max_model_len": api.base.context_length,
+        "tokens": tokens,
+    });
+    if with_texts {
+        let bytes = tokens.iter().map(|id| api.tokenizer.token_bytes(*id).unwrap_or_default());
+        answer["token_strs"] = bytes.map(String::from_utf8_lossy).collect();
+    }
+    Ok(Json(answer))
+}
+
+/// The text of token ids, special ones by their names.
+pub async fn detokenize(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    JsonObject(mut fields): JsonObject,
+) -> Result<Json<Value>, ApiError> {
+    resolve(&api.base, &caller, &fields.required::<String>("model")?)?;
+    let tokens: Vec<u32> = fields.required("tokens")?;
+    fields.finish()?;
+    let mut text = Vec::new();
+    for token in tokens {
+        let bytes = api.tokenizer.token_bytes(token).ok_or_else(|| {
+            ApiError::invalid("tokens", format!("{token} is no token of this model."))
+        })?;
+        text.extend_from_slice(bytes);
+    }
+    Ok(Json(json!({ "prompt": String::from_utf8_lossy(&text) })))
+}
+
+/// On a thread where a long text holds nobody up.
+async fn text_tokens(api: &Arc<Api>, text: String) -> Result<Vec<u32>, ApiError> {
+    let api = api.clone();
+    let tokens =
+        tokio::task::spawn_blocking(move || api.tokenizer.encode(&text, Specials::Recognised));
+    match tokens.await {
+        Ok(Ok(tokens)) => Ok(tokens),
+        _ => {
+            tracing::error!("the tokenizer failed on a text");
+            Err(ApiError::Internal)
+        }
+    }
+}

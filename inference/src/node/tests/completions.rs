@@ -1,0 +1,129 @@
+use super::control_plane::ControlPlane;
+use super::harness::{Customer, MODEL, Node};
+use super::sse::Events;
+use crate::model::Specials;
+use crate::model::fixture::base_model;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+const PROMPT: &str = "Lorikeets are small parrots that";
+
+struct Rig {
+    _control_plane: ControlPlane,
+    node: Node,
+    customer: Customer,
+}
+
+impl Rig {
+    async fn start() -> Self {
+        let customer = Customer::new();
+        let control_plane = ControlPlane::start(customer.resources());
+        let node = Node::ready(&control_plane, |_| {}).await;
+        Self { _control_plane: control_plane, node, customer }
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        let response = self.node.post_to(path, self.customer.key.reveal(), &body).await;
+        (response.status(), response.json().await.expect("JSON"))
+    }
+
+    async fn complete(&self, more: Value) -> Value {
+        let (status, body) = self.post("/v1/completions", completion(more)).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        body
+    }
+}
+
+fn completion(more: Value) -> Value {
+    let mut body = json!({ "model": MODEL, "prompt": PROMPT, "seed": 1 });
+    for (name, value) in more.as_object().expect("an object") {
+        body[name] = value.clone();
+    }
+    body
+}
+
+fn texts(answer: &Value) -> Vec<String> {
+    let choices = answer["choices"].as_array().expect("choices");
+    choices.iter().map(|c| c["text"].as_str().expect("text").to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_is_answered_alike_as_text_and_as_tokens_alone_and_in_a_list() {
+    let rig = Rig::start().await;
+    let tokens = base_model().tokenizer.encode(PROMPT, Specials::AsText).expect("tokens");
+    let one = rig.complete(json!({})).await;
+    assert_eq!((&one["object"], &one["model"]), (&json!("text_completion"), &json!(MODEL)));
+    assert_eq!(one["usage"]["prompt_tokens"], tokens.len());
+    assert_eq!(one["usage"]["completion_tokens"], 16, "the default of this endpoint");
+    assert_eq!(texts(&rig.complete(json!({ "prompt": tokens })).await), texts(&one));
+
+    let list = rig.complete(json!({ "prompt": [PROMPT, "Parrots"], "n": 2 })).await;
+    assert_eq!(texts(&list).len(), 4);
+    assert_eq!(texts(&list)[0], texts(&one)[0]);
+    assert_eq!(list["usage"]["completion_tokens"], 64);
+    let second = rig.complete(json!({ "prompt": "Parrots", "n": 2 })).await;
+    assert_eq!(texts(&list)[2..], texts(&second), "each prompt as if alone");
+
+    let echoed = rig.complete(json!({ "echo": true })).await;
+    assert_eq!(texts(&echoed)[0], format!("{PROMPT}{}", texts(&one)[0]));
+    let body = completion(json!({ "echo": true, "stream": true }));
+    let key = rig.customer.key.reveal();
+    let response = rig.node.post_to("/v1/completions", key, &body).await;
+    let chunks = Events::of(response).rest().await;
+    let streamed: String = chunks.iter().flat_map(texts).collect();
+    assert_eq!(streamed, texts(&echoed)[0]);
+    let last = chunks.last().expect("chunks");
+    assert_eq!(last["choices"][0]["finish_reason"], "length");
+    rig.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn log_probabilities_stand_in_columns_beside_the_text() {
+    let rig = Rig::start().await;
+    let answer = rig.complete(json!({ "logprobs": 2, "max_tokens": 6 })).await;
+    let columns = &answer["choices"][0]["logprobs"];
+    let tokens = columns["tokens"].as_array().expect("tokens");
+    let joined: String = tokens.iter().map(|t| t.as_str().expect("text")).collect();
+    assert_eq!(joined, texts(&answer)[0]);
+    for column in ["token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(columns[column].as_array().expect("a column").len(), tokens.len());
+    }
+    assert_eq!(columns["text_offset"][0], 0);
+    let first = tokens[0].as_str().expect("text").chars().count();
+    assert_eq!(columns["text_offset"][1], first);
+    assert!(columns["top_logprobs"][0][tokens[0].as_str().expect("text")].is_number());
+    rig.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn texts_and_messages_become_the_tokens_that_a_request_would_have_and_text_again() {
+    let rig = Rig::start().await;
+    let (_, answer) = rig.post("/tokenize", json!({ "model": MODEL, "prompt": PROMPT })).await;
+    let tokens = base_model().tokenizer.encode(PROMPT, Specials::AsText).expect("tokens");
+    assert_eq!(answer["tokens"], json!(tokens));
+    assert_eq!(answer["count"], tokens.len());
+    assert_eq!(answer["max_model_len"], base_model().weights.config.spec.context_length);
+    let (_, text) = rig.post("/detokenize", json!({ "model": MODEL, "tokens": tokens })).await;
+    assert_eq!(text["prompt"], PROMPT);
+
+    let messages = json!([{ "role": "user", "content": PROMPT }]);
+    let (_, counted) = rig.post("/tokenize", json!({ "model": MODEL, "messages": messages })).await;
+    let body = json!({ "model": MODEL, "messages": messages, "max_tokens": 1 });
+    let (_, asked) = rig.post("/v1/chat/completions", body).await;
+    assert_eq!(counted["count"], asked["usage"]["prompt_tokens"]);
+
+    for (path, body, param) in [
+        ("/tokenize", json!({ "model": MODEL }), "prompt"),
+        ("/tokenize", json!({ "model": MODEL, "prompt": "a", "messages": messages }), "prompt"),
+        ("/tokenize", json!({ "prompt": "a" }), "model"),
+        ("/detokenize", json!({ "model": MODEL, "tokens": [u32::MAX] }), "tokens"),
+        ("/v1/completions", completion(json!({ "prompt": "" })), "prompt"),
+        ("/v1/completions", completion(json!({ "prompt": ["a", ""] })), "prompt"),
+    ] {
+        let (status, error) = rig.post(path, body).await;
+        assert_eq!((status.as_u16(), &error["error"]["param"]), (400, &json!(param)));
+    }
+    let (status, _) = rig.post("/tokenize", json!({ "model": "other", "prompt": "a" })).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    rig.node.stop().await;
+}

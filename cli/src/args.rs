@@ -65,7 +65,7 @@ pub enum Command {
     Nodes(nodes::Command),
     /// Measure speed
     #[command(subcommand)]
-    Bench(bench::BenchCommand),
+    Bench(bench::Command),
     /// Look after the GPU's kernels
     #[command(subcommand)]
     Kernels(kernels::KernelsCommand),

@@ -1,6 +1,7 @@
 //! `lorikeet chat`: talk to a model or an adapter from the terminal.
 
 use crate::client::{Client, Service};
+use crate::sse::Events;
 use anyhow::{Context, bail};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -163,53 +164,9 @@ fn text_of(data: &str) -> anyhow::Result<String> {
     Ok(chunk.choices.into_iter().filter_map(|choice| choice.delta.content).collect())
 }
 
-/// Server-sent events, cut out of bytes that arrive in any pieces.
-#[derive(Default)]
-struct Events {
-    buffer: Vec<u8>,
-}
-
-impl Events {
-    fn push(&mut self, bytes: &[u8]) {
-        self.buffer.extend_from_slice(bytes);
-    }
-
-    /// The data of the next whole event.
-    fn pop(&mut self) -> Option<String> {
-        loop {
-            let end = self.buffer.windows(2).position(|pair| pair == b"\n\n")?;
-            let event: Vec<u8> = self.buffer.drain(..end + 2).collect();
-            let event = String::from_utf8_lossy(&event);
-            let data: Vec<&str> = event
-                .lines()
-                .filter_map(|line| line.strip_prefix("data:"))
-                .map(|line| line.strip_prefix(' ').unwrap_or(line))
-                .collect();
-            // Comments keep the connection alive and carry nothing.
-            if !data.is_empty() {
-                return Some(data.join("\n"));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn events_are_whole_however_the_bytes_are_cut() {
-        let stream = ": hello\n\ndata: {\"a\": \"ĉevalo\"}\n\ndata: [DONE]\n\n".as_bytes();
-        for size in 1..stream.len() {
-            let mut events = Events::default();
-            let mut found = Vec::new();
-            for piece in stream.chunks(size) {
-                events.push(piece);
-                found.extend(std::iter::from_fn(|| events.pop()));
-            }
-            assert_eq!(found, ["{\"a\": \"ĉevalo\"}", "[DONE]"], "pieces of {size}");
-        }
-    }
 
     #[test]
     fn an_error_in_the_middle_of_a_stream_is_reported() {

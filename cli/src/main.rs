@@ -19,6 +19,7 @@ mod nodes;
 mod panics;
 mod predecessor;
 mod signals;
+mod sse;
 mod variables;
 
 use args::{Cli, Command};
@@ -63,7 +64,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Chat(args) => runtime()?.block_on(chat::run(args)),
         Command::Adapters(command) => runtime()?.block_on(adapters::run(command)),
         Command::Nodes(command) => nodes::run(command),
-        Command::Bench(command) => runtime()?.block_on(bench::run(command)),
+        Command::Bench(command) => bench::run(command),
         Command::Kernels(command) => kernels::run(command),
         Command::DemoPostgres(args) => demo::postgres::exec(&args),
         Command::DemoS3(args) => runtime()?.block_on(demo::s3::run(args)),

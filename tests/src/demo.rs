@@ -152,6 +152,11 @@ impl Demo {
     /// Another node beside the demo's own, with an identity, a port and a directory of its own, reading
     /// the same manifest. Returns its `/v1` address once it is ready.
     pub async fn add_node(&mut self, name: &str) -> Result<String> {
+        self.add_node_with(name, &[]).await
+    }
+
+    /// The same, with some variables of its own.
+    pub async fn add_node_with(&mut self, name: &str, vars: &[(&str, &str)]) -> Result<String> {
         let mut node = self.process("node")?.clone();
         let key = self.process("control-plane")?.env.get("LORIKEET_NODE_SIGNING_KEY").cloned();
         let token = self.dir.path().join(format!("{name}.token"));
@@ -175,6 +180,7 @@ impl Demo {
         ] {
             node.env.insert(variable.to_owned(), value);
         }
+        node.env.extend(vars.iter().map(|(name, value)| (name.to_string(), value.to_string())));
         node.name = name.to_owned();
         self.facts.processes.push(node);
         self.restart(name)?;

@@ -1,5 +1,6 @@
 //! The whole system, as its users see it.
 
+mod bench;
 mod faults;
 mod journey;
 mod nodes;

@@ -1,0 +1,278 @@
+//! `lorikeet bench engine`: the engine's speed in this process, without HTTP and tokenizer.
+
+use super::machine::{Card, Setting};
+use super::progress::Bar;
+use clap::ValueEnum;
+use lorikeet_contract::{BaseModelSpec, Linear};
+use lorikeet_inference::backend::cpu::CpuConfig;
+use lorikeet_inference::backend::cuda::{CudaConfig, check};
+use lorikeet_inference::backend::sim::SimConfig;
+use lorikeet_inference::bench::{self, BenchConfig, BenchDevice, BenchReport, Percentiles, Phase};
+use lorikeet_inference::scheduler::SchedulerConfig;
+use serde::Serialize;
+use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DeviceName {
+    Cpu,
+    Cuda,
+    /// No model is computed: tokens are made up, at a small GPU's pace
+    Sim,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Shape {
+    #[value(name = "llama-3.1-8b")]
+    Llama8b,
+    #[value(name = "smollm2")]
+    SmolLm2,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LoadFormat {
+    /// Seeded random weights.
+    Dummy,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Targets {
+    All,
+    Qkvo,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  \
+    lorikeet bench engine --device cpu --shape smollm2 --concurrency 1,4,8,16 \\\n    \
+    --prompt-tokens 64 --output-tokens 64 --adapters 8\n  \
+    lorikeet bench engine --device sim --shape smollm2 --adapters 16 --adapter-device-slots 8")]
+pub struct Args {
+    #[command(flatten)]
+    load: Load,
+    #[command(flatten)]
+    setup: Setup,
+}
+
+/// What is asked of the engine.
+#[derive(clap::Args)]
+struct Load {
+    /// Requests under way at any time; several, one measurement each
+    #[arg(long, value_delimiter = ',', default_value = "32")]
+    concurrency: Vec<usize>,
+    #[arg(long, default_value_t = 512)]
+    prompt_tokens: usize,
+    #[arg(long, default_value_t = 128)]
+    output_tokens: u32,
+    /// Each request takes the next of these; 0: the base model alone
+    #[arg(long, default_value_t = 0)]
+    adapters: u32,
+    /// As many adapters fit the device, whatever their size [default: as many as --adapter-gib holds]
+    #[arg(long, value_name = "N")]
+    adapter_device_slots: Option<u32>,
+}
+
+/// What runs, and for how long.
+#[derive(clap::Args, Clone)]
+pub struct Setup {
+    #[arg(long, value_enum)]
+    device: DeviceName,
+    /// Sizes of the model
+    #[arg(long, value_enum)]
+    shape: Shape,
+    #[arg(long, value_enum, default_value = "dummy")]
+    load_format: LoadFormat,
+    /// Of the adapters
+    #[arg(long, default_value_t = 16)]
+    rank: u32,
+    /// Linears that the adapters change
+    #[arg(long, value_enum, default_value = "all")]
+    targets: Targets,
+    /// Rows of a step, prefill and decode together
+    #[arg(long, default_value_t = 512)]
+    max_num_batched_tokens: usize,
+    #[arg(long, default_value_t = 256)]
+    max_num_seqs: usize,
+    /// Tokens of the KV cache
+    #[arg(long)]
+    kv_tokens: Option<u64>,
+    /// Device memory for adapters, GiB
+    #[arg(long, default_value_t = 12)]
+    adapter_gib: u64,
+    /// Seconds before measuring
+    #[arg(long, default_value_t = 8)]
+    warm_up: u64,
+    /// Seconds of measuring
+    #[arg(long, default_value_t = 16)]
+    window: u64,
+    /// The same seed draws the same weights and prompts
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write the results to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// One measurement's load.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Case {
+    pub concurrency: usize,
+    pub prompt_tokens: usize,
+    pub output_tokens: u32,
+    pub adapters: u32,
+    /// None: as many as their memory holds.
+    pub adapter_device_slots: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct Document {
+    setting: Setting,
+    results: Vec<Result>,
+}
+
+#[derive(Serialize)]
+struct Result {
+    #[serde(flatten)]
+    case: Case,
+    report: BenchReport,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let Args { load, setup } = args;
+    let setting = setup.setting()?;
+    print_head();
+    let mut results = Vec::new();
+    for &concurrency in &load.concurrency {
+        let case = Case {
+            concurrency,
+            prompt_tokens: load.prompt_tokens,
+            output_tokens: load.output_tokens,
+            adapters: load.adapters,
+            adapter_device_slots: load.adapter_device_slots,
+        };
+        let report = setup.measure(case).await?;
+        print(&concurrency.to_string(), &report);
+        results.push(Result { case, report });
+    }
+    super::save(setup.json(), &Document { setting, results })
+}
+
+impl Setup {
+    pub fn setting(&self) -> anyhow::Result<Setting> {
+        let card = match self.device {
+            DeviceName::Cuda => Some(Card::probe(0)?),
+            DeviceName::Cpu | DeviceName::Sim => None,
+        };
+        Ok(Setting::new(card))
+    }
+
+    pub fn json(&self) -> Option<&Path> {
+        self.json.as_deref()
+    }
+
+    pub async fn measure(&self, case: Case) -> anyhow::Result<BenchReport> {
+        let directory = std::env::temp_dir().join(format!("lorikeet-bench-{}", std::process::id()));
+        let config = BenchConfig {
+            device: self.device(case),
+            spec: self.spec(),
+            scheduler: SchedulerConfig {
+                max_num_seqs: self.max_num_seqs,
+                max_num_batched_tokens: self.max_num_batched_tokens,
+            },
+            concurrency: case.concurrency,
+            prompt_tokens: case.prompt_tokens,
+            output_tokens: case.output_tokens,
+            adapters: case.adapters,
+            rank: self.rank,
+            linears: match self.targets {
+                Targets::All => Linear::ALL.to_vec(),
+                Targets::Qkvo => {
+                    vec![Linear::QProj, Linear::KProj, Linear::VProj, Linear::OProj]
+                }
+            },
+            seed: self.seed,
+            warm_up: Duration::from_secs(self.warm_up),
+            window: Duration::from_secs(self.window),
+            directory: directory.clone(),
+        };
+        let length = config.warm_up + config.window;
+        let bar = RefCell::new(None);
+        let report = bench::run(config, |phase| {
+            // The bar before is taken away first.
+            bar.replace(None);
+            bar.replace(Some(match phase {
+                Phase::Starting => Bar::unmeasured("starting"),
+                Phase::LoadingAdapters => Bar::unmeasured("loading"),
+                Phase::Measuring => Bar::over_time("measuring", length),
+            }));
+        })
+        .await;
+        // Best effort: the operating system empties its folder for temporary files anyway.
+        let _ = fs::remove_dir_all(directory);
+        report
+    }
+
+    fn spec(&self) -> BaseModelSpec {
+        let LoadFormat::Dummy = self.load_format;
+        match self.shape {
+            Shape::Llama8b => check::llama_8b(32),
+            Shape::SmolLm2 => check::smollm2(30),
+        }
+    }
+
+    fn device(&self, case: Case) -> BenchDevice {
+        let adapter_bytes = self.adapter_gib << 30;
+        let slots = case.adapter_device_slots;
+        match self.device {
+            DeviceName::Cuda => {
+                let default = CudaConfig::default();
+                BenchDevice::Cuda(CudaConfig {
+                    kv_tokens: self.kv_tokens,
+                    adapter_bytes,
+                    max_slots: slots.unwrap_or(default.max_slots),
+                    max_rows: self.max_num_batched_tokens as u32,
+                    ..default
+                })
+            }
+            DeviceName::Cpu => {
+                let default = CpuConfig::default();
+                BenchDevice::Cpu(CpuConfig {
+                    kv_tokens: self.kv_tokens.map_or(default.kv_tokens, |n| n as usize),
+                    adapter_bytes,
+                    max_slots: slots.unwrap_or(default.max_slots),
+                    max_rows: self.max_num_batched_tokens,
+                    ..default
+                })
+            }
+            DeviceName::Sim => {
+                let mut sim = SimConfig::default();
+                sim.capacity.adapter_bytes = adapter_bytes;
+                sim.capacity.max_slots = slots.unwrap_or(sim.capacity.max_slots);
+                BenchDevice::Sim(sim)
+            }
+        }
+    }
+}
+
+pub fn print_head() {
+    println!("{:>11} {:>10} {:>24} {:>24} {:>24}", "", "output", "TTFT ms", "TPOT ms", "ITL ms");
+    println!(
+        "{:>11} {:>10} {:>24} {:>24} {:>24}",
+        "concurrency", "tok/s", "p50 / p90 / p99", "p50 / p90 / p99", "p50 / p90 / p99"
+    );
+}
+
+pub fn print(name: &str, report: &BenchReport) {
+    let show = |p: Percentiles| format!("{:.2} / {:.2} / {:.2}", p.p50, p.p90, p.p99);
+    println!(
+        "{name:>11} {:>10.0} {:>24} {:>24} {:>24}   ({} requests, {:.0} tok/s counted, start {:.1} s)",
+        report.output_tokens_per_second,
+        show(report.ttft),
+        show(report.tpot),
+        show(report.itl),
+        report.requests,
+        report.counted_tokens_per_second,
+        report.start_seconds,
+    );
+}

@@ -1,0 +1,46 @@
+//! `lorikeet bench`: what the engine can do, and what clients get of it.
+
+mod engine;
+mod machine;
+mod overload;
+mod progress;
+mod serve;
+
+use anyhow::Context;
+use clap::Subcommand;
+use serde::Serialize;
+use std::fs;
+use std::path::Path;
+use tokio::runtime::{Builder, Runtime};
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Load the engine in this process: no HTTP, no tokenizer, random weights
+    Engine(engine::Args),
+    /// Load the engine with more adapters than fit its device, and compare with all of them there
+    Overload(overload::Args),
+    /// Load a server over HTTP, and measure what its clients see
+    Serve(serve::Args),
+}
+
+pub fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Engine(args) => many_threads()?.block_on(engine::run(args)),
+        Command::Overload(args) => many_threads()?.block_on(overload::run(args)),
+        // One thread: the client often shares few cores with the server that it measures.
+        Command::Serve(args) => {
+            Builder::new_current_thread().enable_all().build()?.block_on(serve::run(args))
+        }
+    }
+}
+
+fn many_threads() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build()
+}
+
+/// Writes a result, if a file is wanted.
+fn save(path: Option<&Path>, document: &impl Serialize) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(document)?;
+    fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+}

@@ -1,0 +1,86 @@
+//! The load: requests of which so many are always under way.
+
+use super::BenchConfig;
+use crate::adapters::AdapterManifest;
+use crate::backend::cuda::check::Random;
+use crate::engine::{EngineEvent, EngineHandle, EngineRequest};
+use crate::sampling::{LogitRules, SamplingParams};
+use crate::share::TenantShare;
+use anyhow::Context;
+use lorikeet_contract::{RequestId, TenantId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// When a request was handed over, and when its tokens came.
+pub(super) struct Timeline {
+    pub submitted: Instant,
+    pub tokens: Vec<Instant>,
+}
+
+/// One of the requests that are always under way.
+pub(super) struct Client {
+    pub engine: EngineHandle,
+    pub config: Arc<BenchConfig>,
+    pub adapters: Vec<Arc<AdapterManifest>>,
+    pub next: Arc<AtomicU64>,
+    /// No request begins after it; those under way then end.
+    pub end: Instant,
+}
+
+impl Client {
+    pub async fn run(self) -> anyhow::Result<Vec<Timeline>> {
+        let mut timelines = Vec::new();
+        while Instant::now() < self.end {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let adapter = match self.adapters.len() {
+                0 => None,
+                count => Some(self.adapters[index as usize % count].clone()),
+            };
+            timelines.push(request(&self.engine, &self.config, adapter, index).await?);
+        }
+        Ok(timelines)
+    }
+}
+
+/// Runs one request to its end.
+pub(super) async fn request(
+    engine: &EngineHandle,
+    config: &BenchConfig,
+    adapter: Option<Arc<AdapterManifest>>,
+    index: u64,
+) -> anyhow::Result<Timeline> {
+    let (sender, mut events) = mpsc::channel(config.output_tokens as usize + 2);
+    let mut random = Random::new(config.seed.rotate_left(32) ^ (index + 1));
+    let vocabulary = u64::from(config.spec.vocab_size);
+    let prompt = (0..config.prompt_tokens).map(|_| random.below(vocabulary) as u32).collect();
+    let request = EngineRequest {
+        id: RequestId::from_uuid(uuid::Uuid::now_v7()),
+        tenant: TenantId::from_uuid(uuid::Uuid::nil()),
+        share: TenantShare::default(),
+        key: None,
+        adapter,
+        prompt,
+        params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        rules: LogitRules::default(),
+        max_tokens: config.output_tokens,
+        stop_tokens: Vec::new(),
+        ignore_eos: true,
+        logprobs: None,
+        deadline: None,
+        events: sender,
+    };
+    let submitted = Instant::now();
+    let mut timeline =
+        Timeline { submitted, tokens: Vec::with_capacity(config.output_tokens as usize) };
+    engine.try_submit(request).context("the engine took no request")?;
+    while let Some(event) = events.recv().await {
+        match event {
+            EngineEvent::Token(_) => timeline.tokens.push(Instant::now()),
+            EngineEvent::Failed { error, .. } => anyhow::bail!("a request failed: {error}"),
+            EngineEvent::Started { .. } | EngineEvent::Finished { .. } => {}
+        }
+    }
+    Ok(timeline)
+}

@@ -1,0 +1,172 @@
+//! Measures the engine in this process: a closed loop of equal requests, without HTTP and tokenizer.
+
+mod adapters;
+mod client;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use crate::adapters::{AdapterManifest, ResidencyConfig, loader::AdapterSource};
+use crate::backend::cpu::{CpuBackend, CpuConfig};
+use crate::backend::cuda::check::random_model;
+use crate::backend::cuda::{CudaBackend, CudaConfig};
+use crate::backend::sim::{SimBackend, SimConfig};
+use crate::backend::{Backend, BackendError};
+use crate::engine::{self, EngineConfig, EngineHandle, EngineState};
+use crate::model::{ModelConfig, Rope};
+use crate::scheduler::SchedulerConfig;
+use adapters::{RandomStore, adapters};
+use anyhow::Context;
+use client::{Client, request};
+use lorikeet_contract::{BaseModelSpec, Linear};
+use report::Observed;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+pub use report::{BenchReport, Percentiles};
+
+#[derive(Debug, Clone)]
+pub enum BenchDevice {
+    Cpu(CpuConfig),
+    Cuda(CudaConfig),
+    Sim(SimConfig),
+}
+
+/// What runs. Weights and prompts are random, from one seed.
+#[derive(Debug, Clone)]
+pub struct BenchConfig {
+    pub device: BenchDevice,
+    pub spec: BaseModelSpec,
+    pub scheduler: SchedulerConfig,
+    /// Requests under way at any time.
+    pub concurrency: usize,
+    pub prompt_tokens: usize,
+    pub output_tokens: u32,
+    /// Each request takes the next of these many adapters; 0: the base model.
+    pub adapters: u32,
+    pub rank: u32,
+    pub linears: Vec<Linear>,
+    pub seed: u64,
+    pub warm_up: Duration,
+    pub window: Duration,
+    /// Of the disk cache, which the run leaves behind.
+    pub directory: PathBuf,
+}
+
+/// What a measurement is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// The weights are made and brought to the device.
+    Starting,
+    LoadingAdapters,
+    /// The warm-up, then the window.
+    Measuring,
+}
+
+/// Measures one configuration. `at` hears what is being done.
+pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<BenchReport> {
+    let config = Arc::new(config);
+    let started = Instant::now();
+    at(Phase::Starting);
+    let (store, adapters) = adapters(&config);
+    let (engine, thread) = spawn(&config, store)?;
+    let mut stats = engine.watch();
+    stats.wait_for(|s| s.state != EngineState::Starting).await?;
+    if let EngineState::Stopped(reason) = engine.stats().state {
+        anyhow::bail!("the engine does not start: {reason}");
+    }
+    let start_seconds = started.elapsed().as_secs_f64();
+    at(Phase::LoadingAdapters);
+    load(&config, &engine, &adapters).await?;
+
+    at(Phase::Measuring);
+    let begin = Instant::now() + config.warm_up;
+    let end = begin + config.window;
+    let next = Arc::new(AtomicU64::new(0));
+    let clients: Vec<_> = (0..config.concurrency)
+        .map(|_| {
+            let client = Client {
+                engine: engine.clone(),
+                config: config.clone(),
+                adapters: adapters.clone(),
+                next: next.clone(),
+                end,
+            };
+            tokio::spawn(client.run())
+        })
+        .collect();
+    let mut timelines = Vec::new();
+    for client in clients {
+        timelines.extend(client.await??);
+    }
+    engine.shutdown().await;
+    // The device's memory is free when the thread has ended, not before.
+    tokio::task::spawn_blocking(|| thread.join()).await?.ok().context("the engine panicked")??;
+    let observed = Observed {
+        timelines: &timelines,
+        window: begin..end,
+        concurrency: config.concurrency,
+        output_tokens: config.output_tokens,
+        start_seconds,
+    };
+    Ok(observed.report())
+}
+
+/// Brings every adapter to the device, one after the other.
+async fn load(
+    config: &BenchConfig,
+    engine: &EngineHandle,
+    adapters: &[Arc<AdapterManifest>],
+) -> anyhow::Result<()> {
+    let brief = BenchConfig { prompt_tokens: 1, output_tokens: 1, ..config.clone() };
+    for adapter in adapters {
+        request(engine, &brief, Some(adapter.clone()), u64::MAX - 1).await?;
+    }
+    Ok(())
+}
+
+type EngineThread = std::thread::JoinHandle<Result<(), engine::EngineError>>;
+
+fn spawn(
+    config: &BenchConfig,
+    store: Arc<RandomStore>,
+) -> anyhow::Result<(EngineHandle, EngineThread)> {
+    let engine_config = EngineConfig {
+        scheduler: config.scheduler,
+        residency: ResidencyConfig {
+            host_bytes: 64 << 30,
+            disk_bytes: 64 << 30,
+            ..ResidencyConfig::default()
+        },
+        max_requests: config.concurrency + 1,
+        base: config.spec.clone(),
+        eos_tokens: Vec::new(),
+    };
+    let source = AdapterSource {
+        store,
+        directory: config.directory.clone(),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let (device, spec, seed) = (config.device.clone(), config.spec.clone(), config.seed);
+    Ok(engine::spawn(engine_config, source, move || backend(device, spec, seed))?)
+}
+
+fn backend(
+    device: BenchDevice,
+    spec: BaseModelSpec,
+    seed: u64,
+) -> Result<Box<dyn Backend>, BackendError> {
+    let model = ModelConfig { rope: Rope::plain(500_000.0), ..ModelConfig::plain(spec) };
+    match device {
+        BenchDevice::Cuda(config) => Ok(Box::new(CudaBackend::dummy(&model, seed, config)?)),
+        BenchDevice::Cpu(config) => {
+            Ok(Box::new(CpuBackend::new(&random_model(model.spec), config)?))
+        }
+        BenchDevice::Sim(config) => {
+            let vocab_size = model.spec.vocab_size;
+            Ok(Box::new(SimBackend::new(SimConfig { vocab_size, ..config })))
+        }
+    }
+}

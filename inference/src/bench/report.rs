@@ -1,0 +1,88 @@
+//! What the timelines of the requests come to.
+
+use super::client::Timeline;
+use serde::Serialize;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchReport {
+    /// Requests that ended inside the window.
+    pub requests: usize,
+    /// Concurrency times output tokens over the mean time of a request.
+    pub output_tokens_per_second: f64,
+    /// Tokens that arrived inside the window, over its length.
+    pub counted_tokens_per_second: f64,
+    /// Milliseconds to the first token, of the requests that began inside the window.
+    pub ttft: Percentiles,
+    /// Milliseconds for each further token, averaged over a request.
+    pub tpot: Percentiles,
+    /// Milliseconds between two tokens.
+    pub itl: Percentiles,
+    /// Seconds until the engine ran.
+    pub start_seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Percentiles {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+}
+
+impl Percentiles {
+    /// NaN of no values.
+    pub fn of(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        let at = |share: f64| {
+            let index = (values.len() as f64 * share) as usize;
+            values.get(index.min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+        };
+        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99) }
+    }
+}
+
+/// What a report is drawn from.
+pub(super) struct Observed<'a> {
+    pub timelines: &'a [Timeline],
+    pub window: Range<Instant>,
+    pub concurrency: usize,
+    pub output_tokens: u32,
+    pub start_seconds: f64,
+}
+
+impl Observed<'_> {
+    pub fn report(&self) -> BenchReport {
+        let window = &self.window;
+        let milliseconds = |d: Duration| d.as_secs_f64() * 1e3;
+        let (mut ttft, mut tpot, mut itl, mut latency) = (vec![], vec![], vec![], vec![]);
+        let mut tokens = 0;
+        for timeline in self.timelines {
+            let Some((first, last)) = timeline.tokens.first().zip(timeline.tokens.last()) else {
+                continue;
+            };
+            tokens += timeline.tokens.iter().filter(|t| window.contains(*t)).count();
+            if window.contains(&timeline.submitted) {
+                ttft.push(milliseconds(*first - timeline.submitted));
+            }
+            let within = timeline.tokens.windows(2).filter(|pair| window.contains(&pair[1]));
+            itl.extend(within.map(|pair| milliseconds(pair[1] - pair[0])));
+            if window.contains(last) {
+                latency.push(milliseconds(*last - timeline.submitted));
+                let further = (timeline.tokens.len() - 1).max(1) as f64;
+                tpot.push(milliseconds(*last - *first) / further);
+            }
+        }
+        let mean = latency.iter().sum::<f64>() / latency.len() as f64;
+        let together = self.concurrency as f64 * f64::from(self.output_tokens);
+        BenchReport {
+            requests: latency.len(),
+            output_tokens_per_second: together / mean * 1e3,
+            counted_tokens_per_second: tokens as f64 / (window.end - window.start).as_secs_f64(),
+            ttft: Percentiles::of(ttft),
+            tpot: Percentiles::of(tpot),
+            itl: Percentiles::of(itl),
+            start_seconds: self.start_seconds,
+        }
+    }
+}

@@ -1,0 +1,25 @@
+use super::*;
+use crate::backend::cuda::check::smollm2;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loop_measures_an_engine_with_adapters() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = BenchConfig {
+        device: BenchDevice::Sim(SimConfig::default()),
+        spec: smollm2(2),
+        scheduler: SchedulerConfig::default(),
+        concurrency: 4,
+        prompt_tokens: 16,
+        output_tokens: 8,
+        adapters: 3,
+        rank: 4,
+        linears: vec![Linear::QProj],
+        seed: 1,
+        warm_up: Duration::from_millis(20),
+        window: Duration::from_millis(500),
+        directory: directory.path().into(),
+    };
+    let report = run(config, |_| ()).await.expect("runs");
+    assert!(report.requests > 0 && report.counted_tokens_per_second > 0.0, "{report:?}");
+    assert!(report.itl.p50 <= report.itl.p99, "{report:?}");
+}

@@ -24,7 +24,7 @@ enum DeviceName {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Shape {
+pub enum Shape {
     #[value(name = "llama-3.1-8b")]
     Llama8b,
     #[value(name = "smollm2")]
@@ -74,7 +74,7 @@ struct Load {
 }
 
 /// What runs, and for how long.
-#[derive(clap::Args, Clone)]
+#[derive(clap::Args, Debug)]
 pub struct Setup {
     #[arg(long, value_enum)]
     device: DeviceName,
@@ -128,6 +128,8 @@ pub struct Case {
 #[derive(Serialize)]
 struct Document {
     setting: Setting,
+    /// Of the engine, defaults included.
+    options: String,
     results: Vec<Result>,
 }
 
@@ -155,7 +157,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         print(&concurrency.to_string(), &report);
         results.push(Result { case, report });
     }
-    super::save(setup.json(), &Document { setting, results })
+    let options = format!("{setup:?}");
+    super::save(setup.json(), &Document { setting, options, results })
+}
+
+impl Shape {
+    pub fn spec(self) -> BaseModelSpec {
+        match self {
+            Shape::Llama8b => check::llama_8b(32),
+            Shape::SmolLm2 => check::smollm2(30),
+        }
+    }
 }
 
 impl Setup {
@@ -215,10 +227,7 @@ impl Setup {
 
     fn spec(&self) -> BaseModelSpec {
         let LoadFormat::Dummy = self.load_format;
-        match self.shape {
-            Shape::Llama8b => check::llama_8b(32),
-            Shape::SmolLm2 => check::smollm2(30),
-        }
+        self.shape.spec()
     }
 
     fn device(&self, case: Case) -> BenchDevice {

@@ -1,5 +1,7 @@
 //! `lorikeet bench`: what the engine can do, and what clients get of it.
 
+mod adapters;
+mod compare;
 mod engine;
 mod machine;
 mod overload;
@@ -21,6 +23,10 @@ pub enum Command {
     Overload(overload::Args),
     /// Load a server over HTTP, and measure what its clients see
     Serve(serve::Args),
+    /// Measure this node and llama-server in turn, against the bars that this node must clear
+    Compare(compare::Args),
+    /// Write random adapters, for load tests
+    Adapters(adapters::Args),
 }
 
 pub fn run(command: Command) -> anyhow::Result<()> {
@@ -28,10 +34,14 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Engine(args) => many_threads()?.block_on(engine::run(args)),
         Command::Overload(args) => many_threads()?.block_on(overload::run(args)),
         // One thread: the client often shares few cores with the server that it measures.
-        Command::Serve(args) => {
-            Builder::new_current_thread().enable_all().build()?.block_on(serve::run(args))
-        }
+        Command::Serve(args) => one_thread()?.block_on(serve::run(args)),
+        Command::Compare(args) => one_thread()?.block_on(compare::run(args)),
+        Command::Adapters(args) => adapters::run(&args),
     }
+}
+
+fn one_thread() -> std::io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }
 
 fn many_threads() -> std::io::Result<Runtime> {

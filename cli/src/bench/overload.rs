@@ -37,6 +37,8 @@ pub struct Args {
 #[derive(Serialize)]
 struct Document {
     setting: Setting,
+    /// Of the engine, defaults included.
+    options: String,
     pairs: Vec<Pair>,
     /// Of tokens per second, median over the pairs.
     throughput: f64,
@@ -75,7 +77,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         median(pairs.iter().map(|Pair { all_fit, some_fit }| some_fit.ttft.p99 / all_fit.ttft.p99));
     println!("throughput {:.1} % (at least {:.0} %)", throughput * 100.0, LEAST_THROUGHPUT * 100.0);
     println!("p99 time to first token {ttft_p99:.2} x (at most {MOST_TTFT:.0} x)");
-    super::save(args.setup.json(), &Document { setting, pairs, throughput, ttft_p99 })?;
+    let options = format!("{:?}", args.setup);
+    super::save(args.setup.json(), &Document { setting, options, pairs, throughput, ttft_p99 })?;
     if throughput < LEAST_THROUGHPUT || ttft_p99 > MOST_TTFT {
         bail!("overload costs more than it may");
     }

@@ -5,11 +5,11 @@
 //!                                                          api: bodies and events
 //! ```
 
-mod api;
-mod load;
-mod report;
-mod request;
-mod schedule;
+pub mod api;
+pub mod load;
+pub mod report;
+pub mod request;
+pub mod schedule;
 #[cfg(test)]
 mod tests;
 
@@ -112,19 +112,22 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Document<'a> {
+struct Document {
     setting: Setting,
-    report: &'a Report,
+    /// The load, defaults included.
+    options: String,
+    report: Report,
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let setting = Setting::new(None);
-    let report = measure(&args).await?;
+    let (options, report) = measure(&args).await?;
     println!("{report}");
-    super::save(args.json.as_deref(), &Document { setting, report: &report })
+    super::save(args.json.as_deref(), &Document { setting, options, report })
 }
 
-async fn measure(args: &Args) -> anyhow::Result<Report> {
+/// The whole load in words, and what came of it.
+async fn measure(args: &Args) -> anyhow::Result<(String, Report)> {
     let target = Arc::new(target(args).await?);
     let workload = workload(args, &target)?;
     let pace = match args.request_rate {
@@ -137,9 +140,15 @@ async fn measure(args: &Args) -> anyhow::Result<Report> {
     };
     let tenants = target.tenants.len();
     let warm_up = seconds("warm-up", args.warm_up)?;
+    let BodyOptions { temperature, ignore_eos } = target.options;
+    let options = format!(
+        "{:?}, {workload:?}, {pace:?}, {length:?}, warm-up {warm_up:?}, temperature {temperature}, \
+         ignore_eos {ignore_eos}",
+        args.api
+    );
     let run = Run { target, workload, pace, warm_up, length, server: args.server_pid };
     let measured = run.measure().await;
-    Ok(Report::new(&measured, tenants, &args.objectives))
+    Ok((options, Report::new(&measured, tenants, &args.objectives)))
 }
 
 async fn target(args: &Args) -> anyhow::Result<Target> {

@@ -85,7 +85,7 @@ impl Server {
         let base = format!("--base-url=http://{}/v1", self.address);
         let line = ["serve", &base].into_iter().chain(arguments.split_whitespace());
         let Line { args } = Line::try_parse_from(line).expect("arguments");
-        measure(&args).await.expect("a report")
+        measure(&args).await.expect("a report").1
     }
 
     fn seen(&self) -> Vec<(String, Value)> {

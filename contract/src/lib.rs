@@ -11,6 +11,7 @@ pub mod key;
 pub mod link;
 pub mod manifest;
 pub mod money;
+pub mod rate;
 pub mod usage;
 
 pub use base_model::{BaseModelSpec, Linear};

@@ -19,6 +19,7 @@ pub mod link;
 pub mod objects;
 mod pages;
 pub mod state;
+pub mod tenants;
 pub mod uploads;
 pub mod usage;
 

@@ -10,6 +10,7 @@ mod durable;
 pub mod engine;
 mod exp;
 pub mod kv;
+pub mod limits;
 pub mod link;
 pub mod model;
 pub mod node;

@@ -1,17 +1,19 @@
-//! What operators see, across tenants. Each look leaves an audit row.
+//! What operators see across tenants, and the limits they set. Each look and each change leaves an
+//! audit row.
 
-use super::extract::Query;
+use super::extract::{Json, Path, Query};
 use super::usage::PeriodQuery;
 use crate::access::{Access, Registry};
 use crate::auth::OperatorCaller;
 use crate::error::ApiError;
 use crate::link::status::{NodesStatus, nodes};
 use crate::state::AppState;
+use crate::tenants::{self, TenantLimits};
 use crate::usage::queries::{OperatorUsageReport, operator_usage};
 use crate::usage::reconcile::{Reconciliation, reconcile};
-use crate::usage::tenants::{TenantSummary, tenants};
-use axum::Json;
+use crate::usage::tenants::{TenantSummary, tenants as list_all};
 use axum::extract::State;
+use lorikeet_contract::TenantId;
 use serde::Serialize;
 use time::OffsetDateTime;
 
@@ -20,17 +22,18 @@ pub(super) fn routes(registry: Registry) -> Registry {
         .get("/api/v1/operator/usage", Access::Operator, show_usage)
         .get("/api/v1/operator/tenants", Access::Operator, list_tenants)
         .get("/api/v1/operator/nodes", Access::Operator, list_nodes)
+        .put("/api/v1/operator/tenants/{tenant}/limits", Access::Operator, set_limits)
 }
 
 async fn show_usage(
     State(state): State<AppState>,
     caller: OperatorCaller,
     Query(query): Query<PeriodQuery>,
-) -> Result<Json<OperatorUsageReport>, ApiError> {
+) -> Result<axum::Json<OperatorUsageReport>, ApiError> {
     let period = query.period(OffsetDateTime::now_utc())?;
     let request_id = caller.request_id.as_deref();
     let mut tx = state.db.operator(caller.user, "operator.read_usage", request_id).await?;
-    Ok(Json(operator_usage(&mut tx, period).await?))
+    Ok(axum::Json(operator_usage(&mut tx, period).await?))
 }
 
 #[derive(Serialize)]
@@ -41,10 +44,10 @@ struct Tenants {
 async fn list_tenants(
     State(state): State<AppState>,
     caller: OperatorCaller,
-) -> Result<Json<Tenants>, ApiError> {
+) -> Result<axum::Json<Tenants>, ApiError> {
     let request_id = caller.request_id.as_deref();
     let mut tx = state.db.operator(caller.user, "operator.read_tenants", request_id).await?;
-    Ok(Json(Tenants { tenants: tenants(&mut tx, OffsetDateTime::now_utc()).await? }))
+    Ok(axum::Json(Tenants { tenants: list_all(&mut tx, OffsetDateTime::now_utc()).await? }))
 }
 
 #[derive(Serialize)]
@@ -57,10 +60,21 @@ struct Nodes {
 async fn list_nodes(
     State(state): State<AppState>,
     caller: OperatorCaller,
-) -> Result<Json<Nodes>, ApiError> {
+) -> Result<axum::Json<Nodes>, ApiError> {
     let request_id = caller.request_id.as_deref();
     let mut tx = state.db.operator(caller.user, "operator.read_nodes", request_id).await?;
     let status = nodes(&mut tx).await?;
     let reconciliation = reconcile(&mut tx, OffsetDateTime::now_utc()).await?;
-    Ok(Json(Nodes { status, reconciliation }))
+    Ok(axum::Json(Nodes { status, reconciliation }))
+}
+
+/// Replaces all of the tenant's limits; one that is left out ends.
+async fn set_limits(
+    State(state): State<AppState>,
+    caller: OperatorCaller,
+    Path(tenant): Path<TenantId>,
+    Json(limits): Json<TenantLimits>,
+) -> Result<axum::Json<TenantLimits>, ApiError> {
+    tenants::set_limits(&state.db, &caller, tenant, limits).await?;
+    Ok(axum::Json(limits))
 }

@@ -1,10 +1,11 @@
-//! A tenant's own usage.
+//! A tenant's own usage and limits.
 
 use super::extract::Query;
 use crate::access::{Access, Registry};
 use crate::auth::TenantCaller;
 use crate::error::ApiError;
 use crate::state::AppState;
+use crate::tenants::{self, TenantLimits};
 use crate::usage::period::{Group, Period};
 use crate::usage::queries::{UsageReport, usage};
 use axum::Json;
@@ -15,7 +16,11 @@ use time::format_description::well_known::{Iso8601, Rfc3339};
 use time::{Date, OffsetDateTime};
 
 pub(super) fn routes(registry: Registry) -> Registry {
-    registry.get("/api/v1/usage", Access::Tenant(Scope::Read), show)
+    registry.get("/api/v1/usage", Access::Tenant(Scope::Read), show).get(
+        "/api/v1/limits",
+        Access::Tenant(Scope::Read),
+        limits,
+    )
 }
 
 /// `from` and `to` are days (2026-11-24) or times (RFC 3339); the hour or day of each is part of
@@ -69,4 +74,12 @@ async fn show(
     let period = query.period(OffsetDateTime::now_utc())?;
     let mut tx = state.db.app.read(&caller.acting()).await?;
     Ok(Json(usage(&mut tx, period).await?))
+}
+
+async fn limits(
+    State(state): State<AppState>,
+    caller: TenantCaller,
+) -> Result<Json<TenantLimits>, ApiError> {
+    let mut tx = state.db.app.read(&caller.acting()).await?;
+    Ok(Json(tenants::find(&mut tx, caller.tenant).await?.limits))
 }

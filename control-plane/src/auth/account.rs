@@ -6,7 +6,8 @@ use super::{ClientAddress, check_password_rules};
 use crate::db::{Acting, Actor};
 use crate::error::{ApiError, OnConstraint};
 use crate::state::AppState;
-use lorikeet_contract::link::{ResourceKind, TenantResource};
+use crate::tenants::{self, TenantLimits};
+use lorikeet_contract::link::ResourceKind;
 use lorikeet_contract::{TenantId, UserId};
 use serde::Deserialize;
 use uuid::Uuid;
@@ -81,13 +82,7 @@ pub async fn sign_up(
         .await?;
     session.insert(&mut tx, &visitor.user_agent).await?;
     let mut tx = tx.audit("tenant.create", tenant, serde_json::json!({})).await?;
-    let resource = TenantResource {
-        id: tenant.to_string(),
-        name: name.clone(),
-        suspended: false,
-        limits: None,
-        max_staleness_s: None,
-    };
+    let resource = tenants::resource(tenant, &name, false, TenantLimits::default());
     tx.publish(ResourceKind::Tenant, tenant, &resource).await?;
     tx.commit().await?;
 

@@ -130,7 +130,7 @@ macro_rules! runs_queries {
 pub struct TenantRead(Transaction<'static, Postgres>);
 runs_queries!(TenantRead, 0);
 
-/// One tenant's rows. Rolls back unless it goes through [`audit`](Self::audit) and commits.
+/// One tenant's rows, as `lk_app` or, from [`Db::operate`], as `lk_operator`. Rolls back unless it goes through [`audit`](Self::audit) and commits.
 pub struct TenantTx {
     tx: Transaction<'static, Postgres>,
     acting: Acting,
@@ -229,6 +229,13 @@ pub struct OperatorTx(Transaction<'static, Postgres>);
 runs_queries!(OperatorTx, 0);
 
 impl Db {
+    /// What an operator changes for one tenant, as `lk_operator`: only what that role may.
+    pub async fn operate(&self, acting: &Acting) -> Result<TenantTx, sqlx::Error> {
+        let mut tx = self.operator.begin().await?;
+        set_identity(&mut tx, Some(acting.tenant), acting.user()).await?;
+        Ok(TenantTx { tx, acting: acting.clone() })
+    }
+
     /// The audit row is committed before the first read, so that no look goes unrecorded.
     pub async fn operator(
         &self,

@@ -3,13 +3,14 @@
 
 use super::state::{Change, Position, World};
 use lorikeet_contract::link::{Revocation, revocation::Target};
-use lorikeet_contract::{KeyId, TenantId};
+use lorikeet_contract::{KeyId, NodeId, TenantId};
 use sqlx::postgres::PgListener;
 use sqlx::{PgConnection, PgPool, Row};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 const CHANNEL: &str = "lorikeet_manifest";
 const POLL: Duration = Duration::from_millis(250);
@@ -56,6 +57,7 @@ impl Feed {
         let _one = self.inner.refreshing.lock().await;
         let at = self.world().position();
         let counter = Counter::read(&mut *self.inner.pool.acquire().await?).await?;
+        self.note_connected(&counter.connected);
         if counter.is(at) {
             return Ok(());
         }
@@ -77,6 +79,16 @@ impl Feed {
         world.revoke(counter.revocation_seq, revocations);
         self.inner.moved.send_replace(world.position());
         Ok(())
+    }
+
+    /// Another set of connected nodes shares the rate limits anew.
+    fn note_connected(&self, connected: &[NodeId]) {
+        if self.world().connected() == connected {
+            return;
+        }
+        let mut world = self.inner.world.write().unwrap_or_else(PoisonError::into_inner);
+        world.set_connected(connected.to_vec());
+        self.inner.moved.send_replace(world.position());
     }
 
     /// Refreshes until `shutdown`. While Postgres is away the world stays as it is, nodes are
@@ -131,17 +143,26 @@ struct Counter {
     cp_epoch: u64,
     revision: u64,
     revocation_seq: u64,
+    /// Nodes, in the order of their ids.
+    connected: Vec<NodeId>,
 }
 
 impl Counter {
     async fn read(connection: &mut PgConnection) -> Result<Self, sqlx::Error> {
-        let row = sqlx::query("select cp_epoch, revision, revocation_seq from manifest_counter")
-            .fetch_one(connection)
-            .await?;
+        let row = sqlx::query(
+            "select cp_epoch, revision, revocation_seq,
+               array(select id from node where connected and disabled_at is null order by id)
+                 as connected
+             from manifest_counter",
+        )
+        .fetch_one(connection)
+        .await?;
+        let connected: Vec<Uuid> = row.try_get("connected")?;
         Ok(Self {
             cp_epoch: number(row.try_get("cp_epoch")?)?,
             revision: number(row.try_get("revision")?)?,
             revocation_seq: number(row.try_get("revocation_seq")?)?,
+            connected: connected.into_iter().map(NodeId::from_uuid).collect(),
         })
     }
 

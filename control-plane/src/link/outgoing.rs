@@ -3,8 +3,10 @@
 //! node costs no memory, and a burst of changes reaches it as one delta.
 
 use super::state::{Snapshot, World};
+use lorikeet_contract::NodeId;
 use lorikeet_contract::link::control_message::Message;
 use lorikeet_contract::link::{Ack, Hello, PROTOCOL_VERSION, Revocations, Welcome};
+use lorikeet_contract::rate::RateShare;
 
 /// Snapshots in a row after which a node that still finds another digest is cut off: it computes
 /// otherwise than we do, and would be sent the same state for ever.
@@ -41,7 +43,11 @@ pub enum Acked {
 
 #[derive(Debug)]
 pub struct Outgoing {
+    /// `None`: its id does not read, and it has no part of the rate limits.
+    node: Option<NodeId>,
     welcomed: bool,
+    /// The last one sent.
+    rate_share: Option<RateShare>,
     lineage: u64,
     /// `None`: a snapshot is due.
     held: Option<Held>,
@@ -69,7 +75,9 @@ impl Outgoing {
             })
             .map(|digest| Held { revision, digest });
         Self {
+            node: hello.node_id.parse().ok(),
             welcomed: false,
+            rate_share: None,
             lineage: at.lineage,
             confirm: held.is_some(),
             held,
@@ -95,7 +103,9 @@ impl Outgoing {
             }));
         }
         self.follow(at.lineage);
-        self.next_revocations(world).or_else(|| self.next_manifest(world))
+        self.next_revocations(world)
+            .or_else(|| self.next_rate_share(world))
+            .or_else(|| self.next_manifest(world))
     }
 
     /// After a restore of the database nothing sent before can be built upon.
@@ -115,6 +125,14 @@ impl Outgoing {
         let seq = entries.last()?.seq;
         self.revoked = seq;
         Some(Message::Revocations(Revocations { seq, entries }))
+    }
+
+    fn next_rate_share(&mut self, world: &World) -> Option<Message> {
+        let share = self.node.and_then(|node| world.rate_share(node))?;
+        if self.rate_share.replace(share) == Some(share) {
+            return None;
+        }
+        Some(Message::RateShare(share.to_proto()))
     }
 
     fn next_manifest(&mut self, world: &World) -> Option<Message> {

@@ -3,9 +3,11 @@
 
 use super::outgoing::{AckError, Acked, Outgoing};
 use super::state::{Change, World};
+use lorikeet_contract::NodeId;
 use lorikeet_contract::link::control_message::Message;
 use lorikeet_contract::link::{Ack, Hello, Resource, Revocation, SNAPSHOT_CHUNK_BYTES};
 use lorikeet_contract::manifest::ManifestState;
+use lorikeet_contract::rate::RateShare;
 use proptest::prelude::*;
 
 /// A node as `contract::manifest` has it behave.
@@ -14,6 +16,8 @@ struct Node {
     manifest: ManifestState,
     draft: Vec<Resource>,
     revocation_seq: u64,
+    id: Option<NodeId>,
+    rate_share: Option<RateShare>,
 }
 
 impl Node {
@@ -23,6 +27,7 @@ impl Node {
             revision: self.manifest.revision,
             state_digest: self.manifest.digest().to_vec(),
             revocation_seq: self.revocation_seq,
+            node_id: self.id.map(|id| id.to_string()).unwrap_or_default(),
             ..Hello::default()
         }
     }
@@ -62,6 +67,10 @@ impl Node {
             }
             Message::Revocations(revocations) => {
                 self.revocation_seq = revocations.seq;
+                None
+            }
+            Message::RateShare(share) => {
+                self.rate_share = RateShare::try_from(&share).ok();
                 None
             }
             Message::Welcome(_) | Message::Heartbeat(_) => None,
@@ -306,4 +315,32 @@ fn a_snapshots_acknowledgement_speaks_for_the_whole_state_and_a_deltas_for_its_o
     assert_eq!(settle(&mut outgoing, &world, &mut node), [Acked::Snapshot]);
     put(&mut world, "b", Some(b"1"));
     assert_eq!(settle(&mut outgoing, &world, &mut node), [Acked::Delta]);
+}
+
+proptest! {
+    #[test]
+    fn whoever_comes_and_goes_the_connected_nodes_shares_sum_to_the_limit(
+        comings in proptest::collection::vec((0usize..6, any::<bool>()), 1..30),
+        limit in 0u64..100_000,
+    ) {
+        let mut world = world(1);
+        let mut ids: Vec<NodeId> = (0..6).map(|_| NodeId::new()).collect();
+        ids.sort_unstable();
+        let mut nodes: Vec<Node> =
+            ids.iter().map(|id| Node { id: Some(*id), ..Node::default() }).collect();
+        let mut streams: Vec<Option<Outgoing>> = (0..6).map(|_| None).collect();
+        for (i, connected) in comings {
+            streams[i] = connected.then(|| Outgoing::new(&nodes[i].hello(), &world));
+            let connected = ids.iter().zip(&streams).filter(|(_, s)| s.is_some());
+            world.set_connected(connected.map(|(id, _)| *id).collect());
+            let mut total = 0;
+            for (node, stream) in nodes.iter_mut().zip(&mut streams) {
+                let Some(stream) = stream else { continue };
+                settle(stream, &world, node);
+                total += node.rate_share.expect("a connected node is told").thousandths(limit);
+            }
+            let anyone = streams.iter().any(Option::is_some);
+            prop_assert_eq!(total, if anyone { u128::from(limit) * 1000 } else { 0 });
+        }
+    }
 }

@@ -1,10 +1,12 @@
-//! What this process knows of the manifest and the deny-set: the database's rows, in memory, in
+//! What this process knows of the manifest, the deny-set and the connected nodes: the database's rows, in memory, in
 //! the form from which deltas and snapshots are cut. Pure; `feed` keeps it up to date.
 
+use lorikeet_contract::NodeId;
 use lorikeet_contract::link::{
     Delta, Resource, ResourceRef, Revocation, SNAPSHOT_CHUNK_BYTES, SnapshotChunk,
 };
 use lorikeet_contract::manifest::ManifestState;
+use lorikeet_contract::rate::RateShare;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -47,6 +49,8 @@ pub struct World {
     by_revision: BTreeMap<u64, ResourceKey>,
     revision_of: BTreeMap<ResourceKey, u64>,
     revocations: BTreeMap<u64, Revocation>,
+    /// The connected nodes, in the order of their ids.
+    connected: Vec<NodeId>,
 }
 
 impl World {
@@ -61,8 +65,9 @@ impl World {
     /// Forgets everything and begins the next lineage.
     pub fn restart(&mut self, cp_epoch: u64) {
         let lineage = self.position.lineage + 1;
-        let manifest = ManifestState::from_resources(cp_epoch, 0, []);
-        *self = Self { manifest: Arc::new(manifest), ..Self::default() };
+        let manifest = Arc::new(ManifestState::from_resources(cp_epoch, 0, []));
+        let connected = std::mem::take(&mut self.connected);
+        *self = Self { manifest, connected, ..Self::default() };
         self.position = Position { lineage, cp_epoch, ..Position::default() };
     }
 
@@ -87,6 +92,22 @@ impl World {
     pub fn revoke(&mut self, seq: u64, entries: Vec<Revocation>) {
         self.revocations.extend(entries.into_iter().map(|r| (r.seq, r)));
         self.position.revocation_seq = seq;
+    }
+
+    pub fn connected(&self) -> &[NodeId] {
+        &self.connected
+    }
+
+    /// `nodes` in the order of their ids.
+    pub fn set_connected(&mut self, nodes: Vec<NodeId>) {
+        self.connected = nodes;
+    }
+
+    /// A node's part of every rate limit; `None` while it is not known to be connected.
+    pub fn rate_share(&self, node: NodeId) -> Option<RateShare> {
+        let position = self.connected.binary_search(&node).ok()?;
+        let (nodes, position) = (self.connected.len().try_into(), position.try_into());
+        RateShare::new(nodes.ok()?, position.ok()?).ok()
     }
 
     /// The deny-set after `seq`, oldest first, at most one message full.

@@ -9,6 +9,7 @@ mod errors;
 mod format;
 mod keys;
 mod operator;
+mod tenants;
 mod usage;
 
 pub(crate) use errors::as_page;
@@ -25,7 +26,8 @@ pub(crate) fn routes(registry: Registry) -> Registry {
     let registry = adapters::routes(registry);
     let registry = keys::routes(registry);
     let registry = usage::routes(registry);
-    operator::routes(registry)
+    let registry = operator::routes(registry);
+    tenants::routes(registry)
 }
 
 /// What the frame around every page shows.

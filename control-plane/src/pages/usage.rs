@@ -1,12 +1,14 @@
 //! What a tenant has used.
 
 use super::chart::{self, Chart};
+use super::tenants::{LimitRow, limit_rows};
 use super::{Page, format, render};
 use crate::access::{Access, Registry};
 use crate::api::extract::Query;
 use crate::auth::{Session, TenantCaller};
 use crate::error::ApiError;
 use crate::state::AppState;
+use crate::tenants;
 use crate::usage::period::{Group, Period};
 use crate::usage::queries::{self, AdapterUsage, KeyUsage, Series, Sums};
 use askama::Template;
@@ -30,6 +32,8 @@ pub(super) struct UsagePage {
     pub tiles: Vec<Tile>,
     pub unit: &'static str,
     pub chart: Chart,
+    /// The tenant's own; of a tenant's page only.
+    pub limits: Vec<LimitRow>,
     pub breakdowns: Vec<Breakdown>,
 }
 
@@ -130,6 +134,7 @@ impl UsagePage {
             tiles,
             unit: series.group.as_str(),
             chart: chart::tokens(series),
+            limits: Vec::new(),
             breakdowns,
         }
     }
@@ -143,6 +148,7 @@ async fn show(
 ) -> Result<Html<String>, ApiError> {
     let mut tx = state.db.app.read(&caller.acting()).await?;
     let report = queries::usage(&mut tx, choice.period(OffsetDateTime::now_utc())).await?;
+    let tenant = tenants::find(&mut tx, caller.tenant).await?;
     drop(tx);
     let by_adapter = Breakdown {
         title: "By adapter",
@@ -156,7 +162,11 @@ async fn show(
     };
     let page = Page::new(&session, "usage");
     let breakdowns = vec![by_adapter, by_key];
-    render(&UsagePage::new(page, "Usage", &choice, &report.series, breakdowns))
+    let limits = limit_rows(tenant.limits);
+    render(&UsagePage {
+        limits,
+        ..UsagePage::new(page, "Usage", &choice, &report.series, breakdowns)
+    })
 }
 
 fn adapter_row(used: AdapterUsage) -> BreakdownRow {

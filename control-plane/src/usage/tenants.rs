@@ -1,6 +1,7 @@
 //! The tenants as operators list them.
 
 use super::queries::Sums;
+use crate::tenants::TenantLimits;
 use lorikeet_contract::TenantId;
 use serde::Serialize;
 use sqlx::{FromRow, PgConnection, Row};
@@ -19,6 +20,7 @@ pub struct TenantSummary {
     pub adapter_bytes: i64,
     /// Usage of the current month (UTC).
     pub this_month: Sums,
+    pub limits: TenantLimits,
     #[serde(with = "rfc3339")]
     pub created_at: OffsetDateTime,
 }
@@ -37,6 +39,8 @@ pub async fn tenants(
            from usage_hourly where hour >= date_trunc('month', $1::timestamptz, 'UTC') group by 1
          )
          select t.id, t.name, t.suspended_at is not null as suspended, t.created_at,
+           t.max_concurrency, t.requests_per_minute, t.tokens_per_minute, t.weight,
+           t.adapter_host_bytes, t.adapter_device_bytes,
            (select count(*) from api_key k where k.tenant_id = t.id and k.revoked_at is null)
              as keys,
            (select count(*) from adapter a where a.tenant_id = t.id and a.deleted_at is null)
@@ -62,6 +66,7 @@ pub async fn tenants(
             adapters: row.try_get("adapters")?,
             adapter_bytes: row.try_get("adapter_bytes")?,
             this_month: Sums::from_row(row)?,
+            limits: TenantLimits::from_row(row)?,
             created_at: row.try_get("created_at")?,
         })
     })

@@ -236,7 +236,7 @@ async fn a_row_cannot_refer_to_another_tenants_row() {
 }
 
 #[tokio::test]
-async fn an_operator_reads_across_tenants_and_changes_nothing() {
+async fn an_operator_reads_across_tenants_and_changes_nothing_but_one_named_tenants_limits() {
     let app = TestApp::start().await;
     let mut owner = app.owner().await;
     for _ in 0..2 {
@@ -257,6 +257,18 @@ async fn an_operator_reads_across_tenants_and_changes_nothing() {
     let some: Uuid =
         sqlx::query_scalar("select id from tenant limit 1").fetch_one(&mut conn).await.unwrap();
     assert_eq!(execute(&mut conn, forged.to_owned(), some).await.unwrap_err(), DENIED);
+
+    let limited = "update tenant set weight = 7 where id <> $1";
+    let done = execute(&mut conn, limited.to_owned(), Uuid::nil()).await.unwrap();
+    assert_eq!(done.rows_affected(), 0, "without naming a tenant none is changed");
+    let mut conn = act_as("lk_operator", &app.database, some, Uuid::nil()).await;
+    let done = execute(&mut conn, limited.to_owned(), Uuid::nil()).await.unwrap();
+    assert_eq!(done.rows_affected(), 1);
+    for statement in
+        ["update tenant set suspended_at = now() where id = $1", "delete from tenant where id = $1"]
+    {
+        assert_eq!(execute(&mut conn, statement.to_owned(), some).await.unwrap_err(), DENIED);
+    }
 }
 
 #[tokio::test]
@@ -269,6 +281,7 @@ async fn a_page_cannot_make_operators_or_raise_quotas() {
     for statement in [
         "update app_user set is_operator = true where $1 = $1",
         "update tenant set max_keys = 1000 where id = $1",
+        "update tenant set tokens_per_minute = null where id = $1",
         "update tenant set suspended_at = null where id = $1",
     ] {
         assert_eq!(execute(&mut conn, statement.to_owned(), tenant).await.unwrap_err(), DENIED);

@@ -8,6 +8,7 @@ mod forgery;
 mod ingest;
 mod isolation;
 mod keys;
+mod limits;
 mod link;
 mod manifest;
 mod nodes;

@@ -9,6 +9,7 @@ use lorikeet_contract::link::{
     RevocationAck, UsageAck, UsageBatch, node_message,
 };
 use lorikeet_contract::manifest::ManifestState;
+use lorikeet_contract::rate::RateShare;
 use lorikeet_contract::{AdapterId, AdapterVersionId, KeyId, NodeId, TenantId};
 use lorikeet_control_plane::db::{Acting, Db};
 use lorikeet_control_plane::link::{
@@ -278,6 +279,7 @@ pub struct Node {
     /// Resources that it refuses, and why.
     pub refuses: HashMap<String, String>,
     pub snapshots: u32,
+    pub rate_share: Option<RateShare>,
     draft: Vec<Resource>,
 }
 
@@ -294,6 +296,7 @@ impl Node {
             revocation_seq: 0,
             refuses: HashMap::new(),
             snapshots: 0,
+            rate_share: None,
             draft: Vec::new(),
         }
     }
@@ -344,8 +347,18 @@ pub struct Attached {
 }
 
 impl Attached {
-    /// The next message; `None` when the stream has ended.
+    /// The next message but for rate shares, which come when other nodes come and go; `None` when
+    /// the stream has ended.
     pub async fn receive(&mut self) -> Option<Message> {
+        loop {
+            match self.receive_any().await? {
+                share @ Message::RateShare(_) => self.apply(share).await,
+                other => return Some(other),
+            }
+        }
+    }
+
+    async fn receive_any(&mut self) -> Option<Message> {
         let next = tokio::time::timeout(PATIENCE, self.inbound.message()).await;
         match next.expect("a message or the end within the time a heartbeat takes") {
             Ok(message) => message.and_then(|m| m.message),
@@ -384,6 +397,10 @@ impl Attached {
                 let ack = RevocationAck { seq: revocations.seq };
                 return self.say(node_message::Message::RevocationAck(ack)).await;
             }
+            Message::RateShare(share) => {
+                node.rate_share = RateShare::try_from(&share).ok();
+                return;
+            }
             Message::Welcome(_) | Message::Heartbeat(_) => return,
         };
         let rejected = touched.iter().filter_map(|r| {
@@ -403,7 +420,7 @@ impl Attached {
     /// Follows the stream until the node is as wanted.
     pub async fn follow(&mut self, wanted: impl Fn(&Node) -> bool) {
         while !wanted(&self.node) {
-            let message = self.receive().await.expect("the stream goes on");
+            let message = self.receive_any().await.expect("the stream goes on");
             self.apply(message).await;
         }
     }

@@ -3,6 +3,7 @@
 use super::Api;
 use super::error::ApiError;
 use crate::durable::unix_ms;
+use crate::limits::Allowance;
 use crate::link::{Current, Key, TenantLimits};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
@@ -27,6 +28,11 @@ impl Caller {
     /// None of the tenant's own where the manifest names none.
     pub fn limits(&self) -> TenantLimits {
         self.current.view.tenant(self.tenant).map(|tenant| tenant.limits).unwrap_or_default()
+    }
+
+    /// This node's part of the tenant's limits.
+    pub fn allowance(&self) -> Allowance {
+        Allowance::new(&self.limits(), self.current.rate_share)
     }
 
     /// True when key or tenant have been taken away since the request was checked.

@@ -146,6 +146,10 @@ impl Link {
                 self.keeper.revoke(&revocations).await;
                 Ok(Some(FromNode::RevocationAck(RevocationAck { seq: revocations.seq })))
             }
+            FromControl::RateShare(share) => {
+                self.keeper.share_rates(&share).await;
+                Ok(None)
+            }
             FromControl::Delta(delta) => Ok(Some(FromNode::Ack(self.keeper.apply(delta).await))),
             FromControl::Snapshot(chunk) => match snapshot.push(chunk) {
                 Ok(None) => Ok(None),

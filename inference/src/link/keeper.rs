@@ -4,10 +4,12 @@ use super::denied::DenySet;
 use super::manifest::{Current, Manifest};
 use super::store::ManifestStore;
 use super::view::ManifestView;
+use crate::durable;
 use crate::engine::EngineHandle;
 use lorikeet_contract::WeightsDigest;
-use lorikeet_contract::link::{Ack, Delta, Rejection, Revocations};
+use lorikeet_contract::link::{self, Ack, Delta, Rejection, Revocations};
 use lorikeet_contract::manifest::ManifestState;
+use lorikeet_contract::rate::RateShare;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +21,7 @@ pub struct Keeper {
     engine: EngineHandle,
     store: Arc<Mutex<ManifestStore>>,
     denied_path: PathBuf,
+    rate_share_path: PathBuf,
 }
 
 impl Keeper {
@@ -41,9 +44,12 @@ impl Keeper {
                 "serving from the manifest kept on disk"
             );
         }
-        shared.swap(Current { view: Arc::new(view), denied: Arc::new(denied), applied });
+        let rate_share_path = dir.join("rate_share.json");
+        let rate_share = load_rate_share(&rate_share_path)?;
+        let (view, denied) = (Arc::new(view), Arc::new(denied));
+        shared.swap(Current { view, denied, applied, rate_share });
         let store = Arc::new(Mutex::new(store));
-        Ok(Self { state, base, shared, engine, store, denied_path })
+        Ok(Self { state, base, shared, engine, store, denied_path, rate_share_path })
     }
 
     /// Tells the engine what there is in the manifest kept on disk, if there is one.
@@ -106,6 +112,27 @@ impl Keeper {
         }
     }
 
+    /// Takes over this node's part of the rate limits, which it keeps to while the control plane is away.
+    pub async fn share_rates(&mut self, share: &link::RateShare) {
+        let rate_share = match RateShare::try_from(share) {
+            Ok(rate_share) => rate_share,
+            Err(error) => {
+                tracing::error!(%error, "the part of the rate limits does not read and is not followed");
+                return;
+            }
+        };
+        let current = self.shared.current();
+        self.shared.swap(Current {
+            view: current.view.clone(),
+            denied: current.denied.clone(),
+            applied: current.applied,
+            rate_share,
+        });
+        tracing::info!(nodes = rate_share.nodes(), "connected nodes share the rate limits");
+        let path = self.rate_share_path.clone();
+        self.save(move |_| durable::replace(&path, &serde_json::to_vec(&rate_share)?)).await;
+    }
+
     pub fn resync(&self) -> Ack {
         Ack { resync: true, ..self.ack(Vec::new()) }
     }
@@ -126,8 +153,12 @@ impl Keeper {
         let view = Arc::new(ManifestView::new(next, self.base));
         let mut denied = DenySet::clone(&before.denied);
         let settled = denied.settle(&before.view, &view);
-        let current = Current { view: view.clone(), denied: before.denied.clone(), applied: true };
-        self.shared.swap(current);
+        self.shared.swap(Current {
+            view: view.clone(),
+            denied: before.denied.clone(),
+            applied: true,
+            rate_share: before.rate_share,
+        });
         if settled {
             self.swap_denied(&self.shared.current(), denied).await;
         }
@@ -154,6 +185,7 @@ impl Keeper {
             view: current.view.clone(),
             denied: denied.clone(),
             applied: current.applied,
+            rate_share: current.rate_share,
         });
         let path = self.denied_path.clone();
         self.save(move |_| denied.save(&path)).await;
@@ -171,5 +203,17 @@ impl Keeper {
         if let Err(error) = written.await.map_err(io::Error::other).flatten() {
             tracing::error!(%error, "the manifest could not be kept on disk");
         }
+    }
+}
+
+/// A node that has never heard of others takes itself for the only one.
+fn load_rate_share(path: &Path) -> io::Result<RateShare> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            tracing::error!(%error, "the kept part of the rate limits does not read: taking the whole");
+            RateShare::ALONE
+        })),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(RateShare::ALONE),
+        Err(e) => Err(e),
     }
 }

@@ -3,6 +3,7 @@
 use super::denied::DenySet;
 use super::view::ManifestView;
 use crate::durable::unix_ms;
+use lorikeet_contract::rate::RateShare;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -14,6 +15,8 @@ pub struct Current {
     pub denied: Arc<DenySet>,
     /// False until a first manifest was applied, or read from the disk.
     pub applied: bool,
+    /// This node's part of every tenant's rate limits.
+    pub rate_share: RateShare,
 }
 
 #[derive(Debug, Default)]

@@ -94,6 +94,7 @@ pub async fn serve(
         manifest,
         usage: usage.clone(),
         engine: engine.handle.clone(),
+        limiter: Arc::default(),
         stopping: shutdown.clone(),
         started_unix_s: unix_ms() / 1000,
     });

@@ -3,7 +3,7 @@
 use super::Api;
 use super::error::ApiError;
 use crate::durable::unix_ms;
-use crate::limits::Allowance;
+use crate::limits::{Allowance, Permit};
 use crate::link::{Current, Key, TenantLimits};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
@@ -22,6 +22,8 @@ pub struct Caller {
     /// The 8 characters in the key.
     key_id: String,
     pub current: Arc<Current>,
+    /// Of a request that generates: held until the last copy is dropped.
+    pub permit: Option<Arc<Permit>>,
 }
 
 impl Caller {
@@ -90,5 +92,5 @@ fn identify(
         return Err(ApiError::Stale);
     }
     let key_id = presented.key_id().to_owned();
-    Ok(Caller { tenant: tenant_id, key: id, key_id, current })
+    Ok(Caller { tenant: tenant_id, key: id, key_id, current, permit: None })
 }

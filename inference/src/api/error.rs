@@ -1,6 +1,7 @@
 //! Every way in which a request fails, and the one place where it becomes a response.
 
 use crate::engine::{RequestError, SubmitError};
+use crate::limits::Exceeded;
 use crate::model::{PromptError, TemplateError};
 use crate::usage::LogError;
 use axum::body::Body;
@@ -11,8 +12,8 @@ use lorikeet_contract::key::ParseKeyError;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-/// Offered to clients that were turned away for load.
-const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
+/// Offered to clients that were turned away for load, in seconds.
+const RETRY_AFTER: u64 = 1;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -55,6 +56,8 @@ pub enum ApiError {
     Unservable { model: String, reason: String },
     #[error("The node has too many requests. Try again in a moment.")]
     Busy,
+    #[error(transparent)]
+    Limited(#[from] Exceeded),
     /// Nothing may run that could not be billed.
     #[error("The node cannot take requests at the moment: its usage log is not writable.")]
     NoUsageLog,
@@ -88,7 +91,7 @@ impl ApiError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Invalid { .. } | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
             Self::NotReady(_) | Self::Disabled(_) | Self::Unservable { .. } => StatusCode::CONFLICT,
-            Self::Busy => StatusCode::TOO_MANY_REQUESTS,
+            Self::Busy | Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Stale | Self::NoUsageLog | Self::Stopped | Self::AdapterLoad(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -115,6 +118,8 @@ impl ApiError {
             Self::Disabled(_) => "adapter_disabled",
             Self::Unservable { .. } => "adapter_unservable",
             Self::Busy => "node_busy",
+            Self::Limited(Exceeded::Concurrency { .. }) => "concurrency_limit_exceeded",
+            Self::Limited(_) => "rate_limit_exceeded",
             Self::NoUsageLog => "usage_log_unavailable",
             Self::Stopped => "node_stopped",
             Self::AdapterLoad(_) => "adapter_load_failed",
@@ -132,6 +137,20 @@ impl ApiError {
             | Self::Unservable { .. }
             | Self::AdapterLoad(_) => Some("model"),
             _ => None,
+        }
+    }
+
+    fn retry_after_s(&self) -> Option<u64> {
+        match self {
+            Self::Limited(exceeded) => {
+                Some((exceeded.retry_after().as_nanos().div_ceil(1_000_000_000) as u64).max(1))
+            }
+            _ => match self.status() {
+                StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                    Some(RETRY_AFTER)
+                }
+                _ => None,
+            },
         }
     }
 
@@ -156,9 +175,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.status().into_response();
-        if matches!(self.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE)
-        {
-            response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
+        if let Some(seconds) = self.retry_after_s() {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
         response.extensions_mut().insert(Arc::new(self));
         response

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! request id ── CORS ── /health /ready
-//!                  └─── auth ── models, tokens
+//!                  └─── auth ── rate limits ── models, tokens
 //!                           └── chat, completions, responses ── request ── messages, parameters
 //!                                    │      └─ shape: whole, or stream
 //!                                    └──── generation ── choice ── answer ── stop
@@ -18,6 +18,7 @@ mod health;
 mod messages;
 mod models;
 mod parameters;
+mod rate_limits;
 mod responses;
 mod shape;
 mod stream;
@@ -25,6 +26,7 @@ mod tokens;
 mod usage;
 
 use crate::engine::EngineHandle;
+use crate::limits::Limiter;
 use crate::link::Manifest;
 use crate::model::{ChatTemplate, Tokenizer};
 use crate::usage::UsageLog;
@@ -55,6 +57,7 @@ pub struct Api {
     pub manifest: Arc<Manifest>,
     pub usage: Arc<UsageLog>,
     pub engine: EngineHandle,
+    pub limiter: Arc<Limiter>,
     /// Cancelled when the node has been told to stop: it is not ready any more.
     pub stopping: CancellationToken,
     pub started_unix_s: i64,
@@ -70,6 +73,8 @@ pub fn router(api: Arc<Api>, dashboard_origin: Option<HeaderValue>) -> Router {
         .route("/models/{*model}", get(models::get))
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::Method)
+        .layer(from_fn_with_state(api.clone(), rate_limits::admit))
+        .layer(from_fn_with_state(api.clone(), rate_limits::tell))
         .layer(from_fn_with_state(api.clone(), auth::require_key));
     // Where vLLM has them.
     let tokens = Router::new()
@@ -95,11 +100,14 @@ pub fn router(api: Arc<Api>, dashboard_origin: Option<HeaderValue>) -> Router {
 
 /// Keys travel in a header and never in cookies, so no credentials are allowed.
 fn cors(origin: HeaderValue) -> CorsLayer {
+    let exposed =
+        [X_REQUEST_ID, header::RETRY_AFTER].into_iter().chain(rate_limits::header_names());
+    let exposed: Vec<HeaderName> = exposed.collect();
     CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST])
         .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers([X_REQUEST_ID, header::RETRY_AFTER])
+        .expose_headers(exposed)
 }
 
 async fn mint_request_id(mut request: Request, next: Next) -> Response {

@@ -1,11 +1,13 @@
-//! What a limited tenant is told of its limits with every answer, in OpenAI's headers.
+//! A tenant's limits at the door: what they turn away, and what every answer tells of them, in OpenAI's
+//! headers.
 
 use super::Api;
 use super::auth::Caller;
+use super::error::ApiError;
 use crate::limits::Level;
 use axum::Extension;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use std::sync::Arc;
@@ -69,6 +71,22 @@ fn insert(headers: &mut HeaderMap, names: Names, level: Level) {
     {
         headers.insert(names.reset, value);
     }
+}
+
+/// Takes one of the tenant's requests and places before anything costly is done for it. The place goes
+/// with the caller to whatever answers; a request that gets no tokens of the engine counts for nothing.
+pub async fn admit(
+    State(api): State<Arc<Api>>,
+    Extension(mut caller): Extension<Caller>,
+    mut request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    if request.method() == Method::POST {
+        let permit = api.limiter.enter(caller.tenant, caller.allowance(), Instant::now())?;
+        caller.permit = Some(Arc::new(permit));
+        request.extensions_mut().insert(caller);
+    }
+    Ok(next.run(request).await)
 }
 
 /// As OpenAI writes it: `0s`, `12ms`, `7.66s`, `6m0s`.

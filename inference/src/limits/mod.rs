@@ -197,7 +197,7 @@ impl Limiter {
         now: Instant,
     ) -> Result<Permit, Exceeded> {
         self.lock().account(tenant, allowance, now).enter(now)?;
-        Ok(Permit { limiter: self.clone(), tenant, reserved: None, used: 0 })
+        Ok(Permit { limiter: self.clone(), tenant, tokens: Mutex::default() })
     }
 
     pub fn levels(&self, tenant: TenantId, allowance: Allowance, now: Instant) -> Levels {
@@ -232,56 +232,81 @@ impl Accounts {
 }
 
 /// A request's place among its tenant's. Dropped at the request's end, it gives back the place, what was
-/// reserved and not used, and the request itself if it never got as far as its tokens.
+/// reserved and not used, and the request itself if it came to nothing before the engine took it.
 #[derive(Debug)]
 pub struct Permit {
     limiter: Arc<Limiter>,
     tenant: TenantId,
-    /// Tokens.
+    tokens: Mutex<PermitTokens>,
+}
+
+#[derive(Debug, Default)]
+struct PermitTokens {
+    /// None: it has not got that far.
     reserved: Option<u64>,
-    /// Tokens.
     used: u64,
+    withdrawn: bool,
+}
+
+impl PermitTokens {
+    /// Beyond what was reserved.
+    fn owed(&self) -> u64 {
+        self.used.saturating_sub(self.reserved.unwrap_or(0))
+    }
 }
 
 impl Permit {
     /// Takes `prompt` and, of what may follow, `completion`. Once for each permit.
-    pub fn reserve(&mut self, prompt: u64, completion: u64, now: Instant) -> Result<(), Exceeded> {
-        let tokens = prompt.saturating_add(completion);
+    pub fn reserve(&self, prompt: u64, completion: u64, now: Instant) -> Result<(), Exceeded> {
+        let reserved = prompt.saturating_add(completion);
         if let Some(account) = self.limiter.lock().by_tenant.get_mut(&self.tenant) {
-            account.reserve(tokens, now)?;
+            account.reserve(reserved, now)?;
         }
-        self.reserved = Some(tokens);
-        self.used = prompt;
+        *self.tokens() = PermitTokens { reserved: Some(reserved), used: prompt, withdrawn: false };
         Ok(())
     }
 
+    /// The request came to nothing after all: everything goes back.
+    pub fn withdraw(&self) {
+        let mut tokens = self.tokens();
+        tokens.used = 0;
+        tokens.withdrawn = true;
+    }
+
     /// So many more tokens have been generated.
-    pub fn generated(&mut self, tokens: u64) {
-        let reserved = self.reserved.unwrap_or(0);
-        let owed_before = self.used.saturating_sub(reserved);
-        self.used = self.used.saturating_add(tokens);
-        let owed = self.used.saturating_sub(reserved) - owed_before;
+    pub fn generated(&self, count: u64) {
+        let owed = {
+            let mut tokens = self.tokens();
+            let before = tokens.owed();
+            tokens.used = tokens.used.saturating_add(count);
+            tokens.owed() - before
+        };
         if owed > 0
             && let Some(account) = self.limiter.lock().by_tenant.get_mut(&self.tenant)
         {
             account.tokens.charge(owed);
         }
     }
+
+    fn tokens(&self) -> MutexGuard<'_, PermitTokens> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        let PermitTokens { reserved, used, withdrawn } = std::mem::take(&mut *self.tokens());
         let mut accounts = self.limiter.lock();
         // An account with a request under way is never swept.
         let Some(account) = accounts.by_tenant.get_mut(&self.tenant) else { return };
         account.running = account.running.saturating_sub(1);
         let Allowance { requests, tokens, .. } = account.allowance;
-        if self.reserved.is_none()
+        if (reserved.is_none() || withdrawn)
             && let Some(metered) = requests
         {
             account.requests.refund(metered.rate, 1);
         }
-        let unused = self.reserved.unwrap_or(0).saturating_sub(self.used);
+        let unused = reserved.unwrap_or(0).saturating_sub(used);
         if let Some(metered) = tokens {
             account.tokens.refund(metered.rate, unused);
         }

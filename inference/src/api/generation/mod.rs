@@ -13,11 +13,13 @@ use super::error::ApiError;
 use super::models::Model;
 use super::parameters::Parameters;
 use crate::engine::{EngineEvent, FinishReason};
+use crate::limits::Permit;
 use crate::usage::{Admission, Meter};
 use choice::Choices;
 use lorikeet_contract::RequestId;
 use lorikeet_contract::link::FinishReason as Billed;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What is to be generated.
 pub struct Work {
@@ -27,6 +29,14 @@ pub struct Work {
     pub parameters: Parameters,
 }
 
+impl Work {
+    /// Tokens of all choices together, where the client has named a most; else 0.
+    fn longest_answers(&self) -> u64 {
+        let choices = self.prompts.len() as u64 * u64::from(self.parameters.n);
+        choices.saturating_mul(self.parameters.max_tokens.unwrap_or(0).into())
+    }
+}
+
 /// Dropping it cancels the request: the engine sees its events unread, and the account closes with
 /// what was delivered.
 pub struct Generation {
@@ -34,6 +44,8 @@ pub struct Generation {
     id: RequestId,
     choices: Choices,
     meter: Meter,
+    /// Its place among the tenant's, and the tokens reserved for it.
+    permit: Option<Arc<Permit>>,
     counts: Counts,
     /// Whether some choice was cut short.
     cut: bool,
@@ -77,6 +89,10 @@ impl Generation {
             return Err(ApiError::NoUsageLog);
         }
         let prompt = work.prompts.iter().map(|prompt| prompt.len() as u64).sum::<u64>();
+        let permit = caller.permit.clone();
+        if let Some(permit) = &permit {
+            permit.reserve(prompt, work.longest_answers(), Instant::now())?;
+        }
         let counts =
             Counts { prompt: u32::try_from(prompt).unwrap_or(u32::MAX), cached: 0, completion: 0 };
         let admission = Admission {
@@ -87,10 +103,14 @@ impl Generation {
             base_weights_digest: api.base.weights_digest,
             prompt_tokens: counts.prompt,
         };
-        let choices = Choices::start(&api, caller, work, id)?;
+        let choices = Choices::start(&api, caller, work, id).inspect_err(|_| {
+            if let Some(permit) = &permit {
+                permit.withdraw();
+            }
+        })?;
         // From here on an early return drops `choices`, which cancels the request.
         let (meter, opened) = api.usage.admit(&admission)?;
-        let generation = Self { api, id, choices, meter, counts, cut: false };
+        let generation = Self { api, id, choices, meter, permit, counts, cut: false };
         // The engine may have been told of it before it had the request.
         if caller.has_lost_access(&generation.api.manifest.current()) {
             return Err(generation.fail(ApiError::Revoked).await);
@@ -115,6 +135,9 @@ impl Generation {
                 }
                 EngineEvent::Token(token) => {
                     self.counts.completion += 1;
+                    if let Some(permit) = &self.permit {
+                        permit.generated(1);
+                    }
                     let piece = self.choices.answer(choice).push(&self.api.tokenizer, &token);
                     if piece.stopped {
                         // What the engine still does for it is nobody's any more.

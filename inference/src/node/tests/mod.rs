@@ -8,6 +8,7 @@ mod completions;
 mod control_plane;
 mod failures;
 mod harness;
+mod limits;
 mod manifest;
 mod metering;
 mod responses;

@@ -10,6 +10,7 @@
 
 use crate::base_model::{BaseModelSpec, Linear};
 use crate::digest::{AdapterDigest, WeightsDigest};
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 pub const MAGIC: &[u8; 8] = b"LKADAPT1";
@@ -33,6 +34,16 @@ impl Dtype {
         match self {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
+        }
+    }
+
+    /// The values of whole little-endian elements.
+    pub fn to_f32(self, bytes: &[u8]) -> Vec<f32> {
+        let halves = || bytes.as_chunks().0.iter();
+        match self {
+            Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            Dtype::F16 => halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            Dtype::BF16 => halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
         }
     }
 }
@@ -180,6 +191,12 @@ impl ArtifactHeader {
 }
 
 impl TensorRef {
+    /// The tensor's bytes in the whole file; None when it does not lie inside.
+    pub fn bytes_in(self, file: &[u8]) -> Option<&[u8]> {
+        let start = usize::try_from(self.offset).ok()?;
+        file.get(start..start.checked_add(usize::try_from(self.bytes).ok()?)?)
+    }
+
     fn fits(&self, rows: u64, cols: u64, start: u64, file_len: u64) -> bool {
         let size = rows.checked_mul(cols).and_then(|n| n.checked_mul(self.dtype.size() as u64));
         let end = self.offset.checked_add(self.bytes);

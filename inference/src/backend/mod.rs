@@ -6,7 +6,10 @@
 pub mod batch;
 pub mod cpu;
 pub mod cuda;
+mod group;
 pub mod sim;
+mod slots;
+mod uploads;
 
 use crate::adapters::AdapterKey;
 use lorikeet_contract::adapter::ArtifactHeader;

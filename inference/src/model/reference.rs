@@ -3,9 +3,8 @@
 
 use super::{Matrix, ModelConfig, ModelWeights};
 use candle_core::{D, Device, IndexOp, Result, Tensor};
-use half::{bf16, f16};
 use lorikeet_contract::Linear;
-use lorikeet_contract::adapter::{ArtifactHeader, Dtype, TensorRef};
+use lorikeet_contract::adapter::{ArtifactHeader, TensorRef};
 use std::collections::HashMap;
 
 pub struct ReferenceModel {
@@ -55,11 +54,11 @@ impl ReferenceAdapter {
             let (rank, input, output) =
                 (m.rank as usize, m.in_features as usize, m.out_features as usize);
             let module = ReferenceModule {
-                a: Tensor::from_vec(floats(file, &m.a), (rank, input), &Device::Cpu)?,
-                b: Tensor::from_vec(floats(file, &m.b), (output, rank), &Device::Cpu)?,
+                a: Tensor::from_vec(floats(file, &m.a)?, (rank, input), &Device::Cpu)?,
+                b: Tensor::from_vec(floats(file, &m.b)?, (output, rank), &Device::Cpu)?,
                 scale: m.scale.into(),
                 magnitude: match &m.magnitude {
-                    Some(t) => Some(Tensor::from_vec(floats(file, t), output, &Device::Cpu)?),
+                    Some(t) => Some(Tensor::from_vec(floats(file, t)?, output, &Device::Cpu)?),
                     None => None,
                 },
             };
@@ -69,15 +68,11 @@ impl ReferenceAdapter {
     }
 }
 
-fn floats(file: &[u8], tensor: &TensorRef) -> Vec<f32> {
-    let bytes = &file[tensor.offset as usize..][..tensor.bytes as usize];
-    match tensor.dtype {
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => {
-            bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
-        }
-    }
+fn floats(file: &[u8], tensor: &TensorRef) -> Result<Vec<f32>> {
+    let Some(bytes) = tensor.bytes_in(file) else {
+        candle_core::bail!("a tensor lies outside the file");
+    };
+    Ok(tensor.dtype.to_f32(bytes))
 }
 
 impl ReferenceModule {

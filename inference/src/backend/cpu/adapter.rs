@@ -1,12 +1,11 @@
 //! An adapter, packed for the kernels at its true rank.
 
 use super::element::Element;
-use super::model::{Group, PackedModel};
+use super::model::PackedModel;
 use super::pack::Packed;
 use crate::backend::BackendError;
-use half::{bf16, f16};
-use lorikeet_contract::BaseModelSpec;
-use lorikeet_contract::adapter::{ArtifactHeader, Dtype, ModuleEntry, TensorRef};
+use crate::backend::group::Group;
+use lorikeet_contract::adapter::{ArtifactHeader, ModuleEntry, TensorRef};
 use std::ops::Range;
 
 /// An adapter on the device.
@@ -33,12 +32,13 @@ pub struct Module<T> {
 }
 
 impl<T: Element> PackedAdapter<T> {
-    /// Reads, checks and packs an adapter's file.
+    /// Checks and packs an adapter's file.
     pub fn pack(
         header: &ArtifactHeader,
         file: &[u8],
         model: &PackedModel<T>,
     ) -> Result<Self, BackendError> {
+        header.check_fits(&model.spec).map_err(|e| BackendError::Adapter(e.to_string()))?;
         let mut groups = Vec::new();
         for layer in 0..model.layers.len() {
             for group in Group::ALL {
@@ -67,27 +67,6 @@ pub fn packed_bytes<T: Element>(header: &ArtifactHeader) -> u64 {
         rank * (inputs + outputs) * size_of::<T>() as u64 + gains
     };
     header.modules.iter().map(module).sum()
-}
-
-/// Whether an adapter fits the model; whatever passes can be packed.
-pub fn check(header: &ArtifactHeader, spec: &BaseModelSpec) -> Result<(), BackendError> {
-    let mut seen = std::collections::HashSet::new();
-    for m in &header.modules {
-        let refuse = |what: &str| {
-            let place = format!("layer {} {}", m.layer, m.linear.as_str());
-            Err(BackendError::Adapter(format!("{place}: {what}")))
-        };
-        if m.layer >= spec.num_layers {
-            return refuse("the base model has no such layer");
-        }
-        if (m.out_features as usize, m.in_features as usize) != spec.shape(m.linear) {
-            return refuse("the base model's layer has another shape");
-        }
-        if !seen.insert((m.layer, m.linear)) {
-            return refuse("the layer is targeted twice");
-        }
-    }
-    Ok(())
 }
 
 impl<T: Element> GroupAdapter<T> {
@@ -157,20 +136,6 @@ fn row_norms<T: Element>(
 }
 
 fn read(file: &[u8], tensor: TensorRef) -> Result<Vec<f32>, BackendError> {
-    let range = usize::try_from(tensor.offset).ok().and_then(|start| {
-        let end = start.checked_add(usize::try_from(tensor.bytes).ok()?)?;
-        file.get(start..end)
-    });
-    let Some(bytes) = range else {
-        return Err(BackendError::Adapter("a tensor lies outside the file".into()));
-    };
-    let words = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
-    Ok(match tensor.dtype {
-        Dtype::F32 => {
-            let float = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-            bytes.chunks_exact(4).map(float).collect()
-        }
-        Dtype::F16 => bytes.chunks_exact(2).map(|b| f16::from_bits(words(b)).to_f32()).collect(),
-        Dtype::BF16 => bytes.chunks_exact(2).map(|b| bf16::from_bits(words(b)).to_f32()).collect(),
-    })
+    let outside = || BackendError::Adapter("a tensor lies outside the file".into());
+    Ok(tensor.dtype.to_f32(tensor.bytes_in(file).ok_or_else(outside)?))
 }

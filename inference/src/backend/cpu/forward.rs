@@ -9,12 +9,13 @@ use super::attention::AttentionScratch;
 use super::element::Element;
 use super::kernel::{Isa, PANEL, Write};
 use super::kv::{BLOCK_TOKENS, HeadBlock, KvCache};
-use super::model::{Group, PackedModel};
+use super::model::PackedModel;
 use super::pack::{Packed, Rows};
 use super::plan::{StepPlan, least};
 use super::pool::Member;
 use super::shared::{Columns, Shared};
 use super::vector;
+use crate::backend::group::Group;
 use std::ops::Range;
 
 /// Rows of a shrink computed at a time: bounds a thread's scratch.

@@ -125,8 +125,7 @@ impl<T: Element> CpuBackend<T> {
             max_slots: config.max_slots,
             adapter_bytes: config.adapter_bytes,
             isa,
-            slots: Slots::new(model.clone(), config.max_slots, config.adapter_bytes)
-                .map_err(|e| failed("the upload thread does not start", e))?,
+            slots: Slots::new(model.clone(), config.max_slots, config.adapter_bytes)?,
             kv: KvCache::new(model.layers.len(), num_blocks, model.kv_heads(), model.head_dim()),
             buffers: Buffers::new(&model, config.max_rows),
             output: OutputBuffers::new(model.hidden(), vocabulary, config.max_rows),

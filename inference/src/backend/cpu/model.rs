@@ -3,47 +3,9 @@
 use super::element::Element;
 use super::pack::Packed;
 use crate::backend::BackendError;
+use crate::backend::group::Group;
 use crate::model::{HeadNorms, LayerWeights, Matrix, ModelWeights, RopeTable};
 use lorikeet_contract::{BaseModelSpec, Linear};
-use std::ops::Range;
-
-/// Linears that read the same input are one matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
-    Qkv,
-    Output,
-    GateUp,
-    Down,
-}
-
-impl Group {
-    pub const ALL: [Group; 4] = [Group::Qkv, Group::Output, Group::GateUp, Group::Down];
-
-    pub fn linears(self) -> &'static [Linear] {
-        match self {
-            Group::Qkv => &[Linear::QProj, Linear::KProj, Linear::VProj],
-            Group::Output => &[Linear::OProj],
-            Group::GateUp => &[Linear::GateProj, Linear::UpProj],
-            Group::Down => &[Linear::DownProj],
-        }
-    }
-
-    pub fn of(linear: Linear) -> Self {
-        match linear {
-            Linear::QProj | Linear::KProj | Linear::VProj => Group::Qkv,
-            Linear::OProj => Group::Output,
-            Linear::GateProj | Linear::UpProj => Group::GateUp,
-            Linear::DownProj => Group::Down,
-        }
-    }
-
-    /// Where a linear's outputs stand among its group's.
-    pub fn columns(spec: &BaseModelSpec, linear: Linear) -> Range<usize> {
-        let before = Group::of(linear).linears().iter().take_while(|&&l| l != linear);
-        let start: usize = before.map(|&l| spec.shape(l).0).sum();
-        start..start + spec.shape(linear).0
-    }
-}
 
 pub struct PackedLayer<T> {
     /// In the order of [`Group::ALL`].

@@ -7,17 +7,13 @@ use super::error::CudaError;
 use super::kernels::{DoraGain, Kernels};
 use super::layout::{ExtentLayout, Gain, Group};
 use super::weights::DeviceWeights;
+use crate::backend::slots::{SlotTable, not_ready, refused};
+use crate::backend::uploads::{Placed, Uploads};
 use crate::backend::{AdapterSlot, BackendError, HostAdapter, HostBuffer, UploadDone};
 use half::{bf16, f16};
-use lorikeet_contract::Linear;
 use lorikeet_contract::adapter::{Dtype, TensorRef};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 
-/// Adapters waiting to be copied. When full, an upload is refused and the engine tries again.
-const UPLOAD_QUEUE: usize = 64;
 /// Pinned memory through which tensors go that are not bf16 yet.
 const STAGING: usize = 16 << 20;
 
@@ -25,22 +21,18 @@ const STAGING: usize = 16 << 20;
 pub struct Adapters {
     first: DevicePointer,
     extents: Extents,
-    slots: Vec<Option<Entry>>,
+    table: SlotTable<Place>,
     uploading: usize,
-    uploads: Option<SyncSender<Upload>>,
-    done: Receiver<UploadDone>,
-    worker: Option<JoinHandle<()>>,
+    uploads: Uploads<Upload, ()>,
 }
 
-struct Entry {
-    generation: u32,
+struct Place {
     /// From the start of the range.
     offset: u64,
     is_ready: bool,
 }
 
 struct Upload {
-    slot: AdapterSlot,
     adapter: Arc<HostAdapter>,
     layout: ExtentLayout,
     address: DevicePointer,
@@ -58,37 +50,16 @@ impl Adapters {
         bytes: u64,
         slots: u32,
     ) -> Result<Self, BackendError> {
-        let (uploads, queue) = sync_channel::<Upload>(UPLOAD_QUEUE);
-        // When full, the worker waits for the engine's next poll.
-        let (finished, done) = sync_channel(UPLOAD_QUEUE);
         let device = device.clone();
         let stream = device.stream()?;
         let staging = device.pinned(STAGING)?;
         let mut uploader = Uploader { device, stream, staging, kernels, weights };
-        let work = move || {
-            for upload in queue {
-                let slot = upload.slot;
-                let place = AssertUnwindSafe(|| uploader.place(upload));
-                let result = catch_unwind(place).unwrap_or_else(|_| {
-                    Err(BackendError::Adapter("placing it failed unexpectedly".into()))
-                });
-                if finished.send(UploadDone { slot, result }).is_err() {
-                    return;
-                }
-            }
-        };
-        let worker = std::thread::Builder::new()
-            .name("lk-cuda-upload".into())
-            .spawn(work)
-            .map_err(|e| BackendError::Device(format!("the upload thread does not start: {e}")))?;
         Ok(Self {
             first,
             extents: Extents::new(bytes),
-            slots: (0..slots).map(|_| None).collect(),
+            table: SlotTable::new(slots),
             uploading: 0,
-            uploads: Some(uploads),
-            done,
-            worker: Some(worker),
+            uploads: Uploads::spawn("lk-cuda-upload", move |upload| uploader.place(upload))?,
         })
     }
 
@@ -101,12 +72,7 @@ impl Adapters {
         layout: ExtentLayout,
         relocate: impl FnOnce(DevicePointer, &[Move]) -> Result<Event, CudaError>,
     ) -> Result<(), BackendError> {
-        let refuse = |what: &str| Err(BackendError::Adapter(format!("{} {what}", name(slot))));
-        match self.slots.get(slot.index as usize) {
-            None => return refuse("does not exist"),
-            Some(Some(_)) => return refuse("is in use: evict it first"),
-            Some(None) => {}
-        }
+        self.table.check_empty(slot)?;
         let bytes = layout.bytes;
         let out = || BackendError::OutOfMemory { what: "device memory for adapters", bytes };
         let mut after = None;
@@ -122,45 +88,32 @@ impl Adapters {
             None if bytes <= self.extents.free() => return Err(BackendError::NoRoomYet { bytes }),
             None => return Err(out()),
         };
-        let Some(uploads) = &self.uploads else { return refuse("cannot be filled any more") };
-        let address = self.first + offset;
-        match uploads.try_send(Upload { slot, adapter, layout, address, after }) {
-            Ok(()) => {}
-            Err(error) => {
-                self.extents.free_at(offset);
-                return match error {
-                    TrySendError::Full(_) => Err(BackendError::NoRoomYet { bytes }),
-                    TrySendError::Disconnected(_) => {
-                        Err(BackendError::Device("the upload thread ended".into()))
-                    }
-                };
-            }
+        let upload = Upload { adapter, layout, address: self.first + offset, after };
+        if let Err(error) = self.uploads.send(slot, upload, bytes) {
+            self.extents.free_at(offset);
+            return Err(error);
         }
         self.uploading += 1;
-        let entry = Entry { generation: slot.generation, offset, is_ready: false };
-        self.slots[slot.index as usize] = Some(entry);
+        self.table.fill(slot, Place { offset, is_ready: false });
         Ok(())
     }
 
     fn follow(&mut self, moves: &[Move]) {
         // Moves go down in rising order, so no destination is a later move's source.
-        for entry in self.slots.iter_mut().flatten() {
-            if let Some(moved) = moves.iter().find(|m| m.from == entry.offset) {
-                entry.offset = moved.to;
+        for place in self.table.places_mut() {
+            if let Some(moved) = moves.iter().find(|m| m.from == place.offset) {
+                place.offset = moved.to;
             }
         }
     }
 
     /// Takes in what has been copied since the last call.
     pub fn poll(&mut self, done: &mut Vec<UploadDone>) {
-        while let Ok(UploadDone { slot, result }) = self.done.try_recv() {
+        while let Some(Placed { slot, result }) = self.uploads.next_placed() {
             self.uploading -= 1;
             let result = result.and_then(|()| {
-                let Some(entry) = self.entry_mut(slot) else {
-                    let what = format!("{} was evicted before its upload ended", name(slot));
-                    return Err(BackendError::Adapter(what));
-                };
-                entry.is_ready = true;
+                let evicted = || refused(slot, "was evicted before its upload ended");
+                self.table.get_mut(slot).ok_or_else(evicted)?.is_ready = true;
                 Ok(())
             });
             if result.is_err() {
@@ -171,47 +124,19 @@ impl Adapters {
     }
 
     pub fn evict(&mut self, slot: AdapterSlot) {
-        if self.entry_mut(slot).is_none() {
-            return;
-        }
-        if let Some(entry) = self.slots[slot.index as usize].take() {
-            self.extents.free_at(entry.offset);
+        if let Some(place) = self.table.take(slot) {
+            self.extents.free_at(place.offset);
         }
     }
 
     /// Address of the adapter in a slot; an error when the slot has been given to another one
     /// meanwhile.
     pub fn address(&self, slot: AdapterSlot) -> Result<DevicePointer, BackendError> {
-        let entry = self.slots.get(slot.index as usize).and_then(Option::as_ref);
-        match entry {
-            Some(entry) if entry.generation == slot.generation && entry.is_ready => {
-                Ok(self.first + entry.offset)
-            }
-            _ => Err(BackendError::Adapter(format!("{} holds no ready adapter", name(slot)))),
+        match self.table.get(slot) {
+            Some(place) if place.is_ready => Ok(self.first + place.offset),
+            _ => Err(not_ready(slot)),
         }
     }
-
-    fn entry_mut(&mut self, slot: AdapterSlot) -> Option<&mut Entry> {
-        let entry = self.slots.get_mut(slot.index as usize)?.as_mut()?;
-        (entry.generation == slot.generation).then_some(entry)
-    }
-}
-
-impl Drop for Adapters {
-    fn drop(&mut self) {
-        // Closing both channels ends the worker after the adapter it is copying.
-        self.uploads = None;
-        let (_, closed) = sync_channel(0);
-        self.done = closed;
-        if let Some(worker) = self.worker.take() {
-            // A panic while copying was caught and reported as that upload's result.
-            let _ = worker.join();
-        }
-    }
-}
-
-fn name(slot: AdapterSlot) -> String {
-    format!("slot {} generation {}", slot.index, slot.generation)
 }
 
 /// The upload thread's own things.
@@ -237,7 +162,8 @@ impl Uploader {
         for piece in pieces(layout) {
             match piece {
                 Piece::Copy { start, bytes, offset } => {
-                    let from = slice(file, start, bytes)?;
+                    let range = start as usize..(start + bytes) as usize;
+                    let from = file.get(range).ok_or_else(outside)?;
                     // SAFETY: as above; `adapter` is held until the copies are done.
                     unsafe { self.stream.upload(address + offset, from) }?;
                 }
@@ -260,7 +186,7 @@ impl Uploader {
         tensor: TensorRef,
         address: DevicePointer,
     ) -> Result<(), BackendError> {
-        let bytes = slice(file, tensor.offset, tensor.bytes)?;
+        let bytes = tensor.bytes_in(file).ok_or_else(outside)?;
         let size = tensor.dtype.size();
         let values = STAGING / 2;
         for (index, part) in bytes.chunks(values * size).enumerate() {
@@ -284,14 +210,14 @@ impl Uploader {
         gain: &Gain,
         extent: DevicePointer,
     ) -> Result<(), BackendError> {
-        let bytes = slice(file, gain.magnitude.offset, gain.magnitude.bytes)?;
-        let magnitudes = to_f32(gain.magnitude.dtype, bytes);
+        let bytes = gain.magnitude.bytes_in(file).ok_or_else(outside)?;
+        let magnitudes = gain.magnitude.dtype.to_f32(bytes);
         let place = extent + gain.module.gain;
         // SAFETY: the extent is reserved for this upload, and pageable memory is copied at once.
         unsafe { self.stream.upload(place, &magnitudes) }?;
         let spec = &self.weights.config.spec;
         let (outputs, inputs) = spec.shape(gain.linear);
-        let group = group_of(gain.linear);
+        let group = Group::of(gain.linear);
         let first = u64::from(group.first_output(spec, gain.linear)) * inputs as u64 * 2;
         let arguments = DoraGain {
             w: self.weights.layers[gain.layer as usize].group(group) + first,
@@ -309,15 +235,6 @@ impl Uploader {
         // thread.
         unsafe { self.kernels.launch(&self.stream, blocks, &arguments) }?;
         Ok(())
-    }
-}
-
-fn group_of(linear: Linear) -> Group {
-    match linear {
-        Linear::QProj | Linear::KProj | Linear::VProj => Group::Qkv,
-        Linear::OProj => Group::Output,
-        Linear::GateProj | Linear::UpProj => Group::GateUp,
-        Linear::DownProj => Group::Down,
     }
 }
 
@@ -350,12 +267,8 @@ pub fn pieces(layout: &ExtentLayout) -> Vec<Piece> {
     pieces
 }
 
-fn slice(file: &[u8], start: u64, bytes: u64) -> Result<&[u8], BackendError> {
-    let range = usize::try_from(start).ok().and_then(|start| {
-        let end = start.checked_add(usize::try_from(bytes).ok()?)?;
-        file.get(start..end)
-    });
-    range.ok_or_else(|| BackendError::Adapter("a tensor lies outside the file".into()))
+fn outside() -> BackendError {
+    BackendError::Adapter("a tensor lies outside the file".into())
 }
 
 fn to_bf16(dtype: Dtype, bytes: &[u8], out: &mut [bf16]) {
@@ -374,16 +287,6 @@ fn to_bf16(dtype: Dtype, bytes: &[u8], out: &mut [bf16]) {
             for (out, b) in out.iter_mut().zip(bytes.as_chunks().0) {
                 *out = bf16::from_le_bytes(*b);
             }
-        }
-    }
-}
-
-pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    match dtype {
-        Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Dtype::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
-        Dtype::BF16 => {
-            bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()
         }
     }
 }

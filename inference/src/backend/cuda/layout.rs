@@ -3,6 +3,7 @@
 
 use super::arena::EXTENT_ALIGN;
 use crate::backend::BackendError;
+pub use crate::backend::group::Group;
 use bytemuck::{Pod, Zeroable};
 use lorikeet_contract::adapter::{ArtifactHeader, ModuleEntry, TensorRef};
 use lorikeet_contract::{BaseModelSpec, Linear};
@@ -115,42 +116,6 @@ pub struct AdapterLayer {
     pub modules: [AdapterModule; 7],
 }
 
-/// Linears that read the same input are one product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
-    Qkv,
-    Output,
-    GateUp,
-    Down,
-}
-
-impl Group {
-    pub const ALL: [Group; 4] = [Group::Qkv, Group::Output, Group::GateUp, Group::Down];
-
-    pub fn linears(self) -> &'static [Linear] {
-        match self {
-            Group::Qkv => &[Linear::QProj, Linear::KProj, Linear::VProj],
-            Group::Output => &[Linear::OProj],
-            Group::GateUp => &[Linear::GateProj, Linear::UpProj],
-            Group::Down => &[Linear::DownProj],
-        }
-    }
-
-    /// `(outputs, inputs)` of the group's product.
-    pub fn shape(self, spec: &BaseModelSpec) -> (u32, u32) {
-        let shapes = self.linears().iter().map(|&linear| spec.shape(linear));
-        let (outputs, inputs) =
-            shapes.fold((0, 0), |(outputs, _), (out, inputs)| (outputs + out, inputs));
-        (outputs as u32, inputs as u32)
-    }
-
-    /// Where a linear's outputs begin among its group's.
-    pub fn first_output(self, spec: &BaseModelSpec, linear: Linear) -> u32 {
-        let before = self.linears().iter().take_while(|&&l| l != linear);
-        before.map(|&l| spec.shape(l).0 as u32).sum()
-    }
-}
-
 /// A tensor's place in the file and, as bf16, in the extent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Placed {
@@ -187,7 +152,13 @@ pub const TENSOR_ALIGN: u64 = 64;
 impl ExtentLayout {
     /// Lays out a verified adapter; an error when it does not fit the model.
     pub fn new(header: &ArtifactHeader, spec: &BaseModelSpec) -> Result<Self, BackendError> {
-        check(header, spec)?;
+        header.check_fits(spec).map_err(|e| BackendError::Adapter(e.to_string()))?;
+        if header.max_rank() > MAX_RANK {
+            let rank = header.max_rank();
+            return Err(BackendError::Adapter(format!(
+                "rank {rank}: at most {MAX_RANK} is served"
+            )));
+        }
         let mut layout = Self {
             bytes: 0,
             table: vec![AdapterLayer::default(); spec.num_layers as usize],
@@ -242,27 +213,4 @@ impl ExtentLayout {
         self.bytes = offset + bytes;
         offset
     }
-}
-
-fn check(header: &ArtifactHeader, spec: &BaseModelSpec) -> Result<(), BackendError> {
-    let mut seen = std::collections::HashSet::new();
-    for m in &header.modules {
-        let refuse = |what: &str| {
-            let place = format!("layer {} {}", m.layer, m.linear.as_str());
-            Err(BackendError::Adapter(format!("{place}: {what}")))
-        };
-        if m.layer >= spec.num_layers {
-            return refuse("the base model has no such layer");
-        }
-        if (m.out_features as usize, m.in_features as usize) != spec.shape(m.linear) {
-            return refuse("the base model's layer has another shape");
-        }
-        if m.rank == 0 || m.rank > MAX_RANK {
-            return refuse("its rank is not served");
-        }
-        if !seen.insert((m.layer, m.linear)) {
-            return refuse("the layer is targeted twice");
-        }
-    }
-    Ok(())
 }

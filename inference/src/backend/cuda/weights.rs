@@ -205,17 +205,17 @@ impl Addresses {
 }
 
 /// What the kernels ask of a model.
-fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
+pub fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
     let refuse = |what: &str| Err(CudaError::Model(what.into()));
     let spec = &config.spec;
     if !config.biased.is_empty() {
-        return refuse("its linears have biases, which the GPU does not serve yet");
+        return refuse("its linears have biases; use --device cpu");
     }
     if config.head_norms {
-        return refuse("its heads are normalised, which the GPU does not serve yet");
+        return refuse("its heads are normalised; use --device cpu");
     }
     if config.sliding_window.is_some() {
-        return refuse("it has a sliding window, which the GPU does not serve yet");
+        return refuse("it has a sliding window; use --device cpu");
     }
     if spec.num_kv_heads == 0 || !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
         return refuse("its query heads are no multiple of its key heads");

@@ -3,13 +3,14 @@
 
 use super::batches::{Work, run_mixed};
 use super::harness::Driver;
-use super::tiny::host;
+use crate::adapters::AdapterKey;
 use crate::backend::HostAdapter;
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::kernel::Isa;
 use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::model::fixture::families::{FAMILIES, Family, family};
 use half::bf16;
+use lorikeet_contract::TenantId;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -21,7 +22,11 @@ const BF16_TOLERANCE: f64 = 0.03;
 
 fn adapter(family: &Family) -> Option<HostAdapter> {
     let (header, file) = family.adapter.as_ref()?;
-    Some(host(header.modules.clone(), file.clone()))
+    let key = AdapterKey {
+        tenant: TenantId::from_uuid(uuid::Uuid::nil()),
+        digest: header.adapter_digest,
+    };
+    Some(HostAdapter { key, header: header.clone(), data: Box::new(file.clone()) })
 }
 
 /// The largest distance of all logits of base and adapter, and the relative root mean square.

@@ -296,7 +296,7 @@ fn model_config(lab: &Lab) -> ModelConfig {
 
 fn tensor(adapter: &HostAdapter, tensor: &TensorRef) -> Vec<f32> {
     let bytes = &adapter.data.as_slice()[tensor.offset as usize..][..tensor.bytes as usize];
-    crate::backend::cuda::adapters::to_f32(tensor.dtype, bytes)
+    tensor.dtype.to_f32(bytes)
 }
 
 /// As the device has it.

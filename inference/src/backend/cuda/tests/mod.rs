@@ -5,11 +5,33 @@ mod adapters;
 mod compile;
 mod plan;
 
+use crate::backend::cuda::check::smollm2;
 use crate::backend::cuda::probe::probe;
+use crate::backend::cuda::weights::check_config;
+use crate::model::{ModelConfig, Rope, RopeScaling, SlidingWindow};
+use lorikeet_contract::Linear;
 
 #[test]
 fn a_device_that_is_not_there_is_refused_with_what_to_do() {
     let message = probe(99).expect_err("nobody has a hundred GPUs").to_string();
     let known = ["no NVIDIA driver", "LD_LIBRARY_PATH", "cuda:99", "at least"];
     assert!(known.iter().any(|part| message.contains(part)), "{message}");
+}
+
+#[test]
+fn a_part_of_a_model_that_the_kernels_lack_is_refused_with_what_to_do() {
+    let plain = ModelConfig::plain(smollm2(2));
+    let window = SlidingWindow { positions: 16, layers: vec![true; 2] };
+    let variants = [
+        (ModelConfig { biased: vec![Linear::QProj], ..plain.clone() }, "biases"),
+        (ModelConfig { head_norms: true, ..plain.clone() }, "normalised"),
+        (ModelConfig { sliding_window: Some(window), ..plain.clone() }, "sliding window"),
+    ];
+    for (config, named) in variants {
+        let message = check_config(&config).expect_err("it is not computed").to_string();
+        assert!(message.contains(named) && message.contains("--device cpu"), "{message}");
+    }
+    // Rope scaling is a table.
+    let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 2.0 } };
+    assert!(check_config(&ModelConfig { rope, ..plain }).is_ok());
 }

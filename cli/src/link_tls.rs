@@ -65,7 +65,11 @@ impl ControlPlane {
         let pool = PgPoolOptions::new().connect_lazy("postgres://localhost:1/none").unwrap();
         let tls = tls.map(|issued| load_tls(&issued.server()).unwrap());
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, LinkParts { pool, key, tls }, stop.clone()));
+        tokio::spawn(serve(
+            listener,
+            LinkParts { pool, key, tls, metrics: Default::default() },
+            stop.clone(),
+        ));
         Self { address, token, _keys: keys, _stop: stop.drop_guard() }
     }
 

@@ -55,7 +55,9 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Node(flags) => {
             let config = lorikeet_inference::config::Config::from_vars(|name| flags.var(name))?;
             runtime()?.block_on(async {
-                predecessor::wait_until_gone(config.listen).await;
+                for address in [Some(config.listen), config.metrics_listen].into_iter().flatten() {
+                    predecessor::wait_until_gone(address).await;
+                }
                 lorikeet_inference::node::run(config, signals::shutdown()?).await
             })
         }

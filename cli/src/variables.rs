@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 pub struct Variable {
     pub name: &'static str,
-    /// The name without LORIKEET_, in kebab case.
+    /// The name without LORIKEET_, in kebab case; OTEL_ is OpenTelemetry's and stays.
     flag: &'static str,
     help: &'static str,
     /// Not to be shown by `--help`.
@@ -26,6 +26,7 @@ const fn secret(name: &'static str, flag: &'static str, help: &'static str) -> V
 #[rustfmt::skip]
 pub const CONTROL_PLANE: &[Variable] = &[
     plain("LORIKEET_LISTEN", "listen", "Address of the dashboard and /api/v1 [default: 127.0.0.1:7700]"),
+    plain("LORIKEET_METRICS_LISTEN", "metrics-listen", "Address of /metrics, for operators; off: none [default: 127.0.0.1:7701]"),
     plain("LORIKEET_GRPC_LISTEN", "grpc-listen", "Address of the nodes' link [default: 127.0.0.1:7730]"),
     plain("LORIKEET_GRPC_TLS_CERT", "grpc-tls-cert", "File of the link's certificate (PEM); needed unless the link is on loopback"),
     plain("LORIKEET_GRPC_TLS_KEY", "grpc-tls-key", "File of the certificate's private key (PEM)"),
@@ -47,6 +48,10 @@ pub const CONTROL_PLANE: &[Variable] = &[
 #[rustfmt::skip]
 pub const NODE: &[Variable] = &[
     plain("LORIKEET_NODE_LISTEN", "node-listen", "Address of /v1 [default: 127.0.0.1:7710]"),
+    plain("LORIKEET_METRICS_LISTEN", "metrics-listen", "Address of /metrics, for operators; off: none [default: 127.0.0.1:7711]"),
+    plain("OTEL_EXPORTER_OTLP_ENDPOINT", "otel-exporter-otlp-endpoint", "gRPC address of the collector that traces go to, such as http://127.0.0.1:4317"),
+    plain("OTEL_EXPORTER_OTLP_CERTIFICATE", "otel-exporter-otlp-certificate", "File of the CA (PEM) of an https collector"),
+    plain("OTEL_TRACES_SAMPLER_ARG", "otel-traces-sampler-arg", "Of the requests whose caller has not decided, the part that is traced [default: 1]"),
     plain("LORIKEET_NODE_DATA", "node-data", "Directory of the manifest, the usage log and the adapters' disk cache"),
     plain("LORIKEET_NODE_NAME", "node-name", "What operators see [default: the host's name]"),
     plain("LORIKEET_CONTROL_PLANE", "control-plane", "The control plane's gRPC address; https unless on loopback [default: http://127.0.0.1:7730]"),
@@ -145,7 +150,7 @@ mod tests {
     fn each_flag_is_its_variables_name() {
         for variable in CONTROL_PLANE.iter().chain(NODE) {
             let kebab = variable.name.to_lowercase().replace('_', "-");
-            assert_eq!(kebab, format!("lorikeet-{}", variable.flag));
+            assert_eq!(kebab.strip_prefix("lorikeet-").unwrap_or(&kebab), variable.flag);
         }
     }
 
@@ -162,6 +167,7 @@ mod tests {
             n if n.ends_with("URL") | n.ends_with("ENDPOINT") | n.ends_with("ORIGIN") => {
                 "http://127.0.0.1:7700"
             }
+            "OTEL_TRACES_SAMPLER_ARG" => "0.5",
             "LORIKEET_CONTROL_PLANE" => "http://127.0.0.1:7730",
             "LORIKEET_DEVICE" => "cpu",
             n if n.ends_with("TOKENS") | n.ends_with("SEQS") | n.ends_with("PROXIES") => "4096",

@@ -41,7 +41,14 @@ fn command(data: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lorikeet"));
     command.arg("demo").arg("--data").arg(data).stdin(Stdio::null());
     command.arg("--model").arg(lorikeet_kit::model_path());
-    for flag in ["--control-plane-port", "--node-port", "--s3-port", "--grpc-port"] {
+    for flag in [
+        "--control-plane-port",
+        "--node-port",
+        "--s3-port",
+        "--grpc-port",
+        "--control-plane-metrics-port",
+        "--node-metrics-port",
+    ] {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         command.arg(flag).arg(free.to_string());
     }

@@ -7,7 +7,14 @@ use std::process::{Command, Output};
 fn doctor(args: &[&str]) -> (Output, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lorikeet"));
     command.arg("doctor").args(args);
-    for port in ["--control-plane-port", "--node-port", "--s3-port", "--grpc-port"] {
+    for port in [
+        "--control-plane-port",
+        "--node-port",
+        "--s3-port",
+        "--grpc-port",
+        "--control-plane-metrics-port",
+        "--node-metrics-port",
+    ] {
         if !args.contains(&port) {
             command.args([port, "0"]);
         }

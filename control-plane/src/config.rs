@@ -31,6 +31,8 @@ impl fmt::Debug for Secret {
 pub struct Config {
     /// Pages and `/api/v1`.
     pub listen: SocketAddr,
+    /// Where metrics are read. None: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
     /// The nodes' link.
     pub grpc_listen: SocketAddr,
     /// `None`: in the clear, on loopback only.
@@ -96,6 +98,7 @@ impl Config {
         let grpc_listen = vars.or("LORIKEET_GRPC_LISTEN", "127.0.0.1:7730")?;
         Ok(Self {
             listen: vars.or("LORIKEET_LISTEN", "127.0.0.1:7700")?,
+            metrics_listen: metrics_listen(&vars)?,
             grpc_listen,
             grpc_tls: grpc_tls(&vars, grpc_listen)?,
             public_url: public_url(vars.or("LORIKEET_PUBLIC_URL", "http://127.0.0.1:7700")?)?,
@@ -158,6 +161,19 @@ impl<F: Fn(&str) -> Option<String>> Vars<'_, F> {
         }
         default.parse().map_err(|e: T::Err| ConfigError::Invalid { name, reason: e.to_string() })
     }
+}
+
+fn metrics_listen<F>(vars: &Vars<'_, F>) -> Result<Option<SocketAddr>, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let name = "LORIKEET_METRICS_LISTEN";
+    let text: String = vars.or(name, "127.0.0.1:7701")?;
+    if text == "off" {
+        return Ok(None);
+    }
+    let reason = format!("`{text}`: an address such as 127.0.0.1:7701 is wanted, or off");
+    text.parse().map(Some).map_err(|_| ConfigError::Invalid { name, reason })
 }
 
 /// Node tokens, key hashes and usage cross this link: beyond this machine it is never in the clear.

@@ -4,11 +4,13 @@
 use crate::auth::RequestId;
 use crate::config::Config;
 use crate::error::ApiError;
+use crate::metrics::Metrics;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use lorikeet_metrics::method_label;
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +22,7 @@ use uuid::Uuid;
 const MAX_BODY_BYTES: usize = 2 << 20;
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-pub(crate) fn surround(router: Router, config: &Config) -> Router {
+pub(crate) fn surround(router: Router, config: &Config, metrics: Arc<Metrics>) -> Router {
     router
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
@@ -29,11 +31,15 @@ pub(crate) fn surround(router: Router, config: &Config) -> Router {
         .layer(CatchPanicLayer::custom(answer_panic))
         .layer(from_fn(crate::pages::as_page))
         .layer(from_fn_with_state(Arc::new(security_headers(config)), add_security_headers))
-        .layer(from_fn(identify_and_log))
+        .layer(from_fn_with_state(metrics, identify_and_log))
 }
 
 /// The id is always ours: a client's own could not be trusted to name one request only.
-async fn identify_and_log(mut request: Request, next: Next) -> Response {
+async fn identify_and_log(
+    State(metrics): State<Arc<Metrics>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let id = format!("req_{}", Uuid::now_v7().simple());
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
@@ -45,11 +51,15 @@ async fn identify_and_log(mut request: Request, next: Next) -> Response {
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", value);
     }
+    let path = path.as_ref().map_or("other", MatchedPath::as_str);
+    let status = response.status().as_u16();
+    metrics.http.increment((method_label(method.as_str()), path.to_owned(), status));
+    metrics.http_seconds.observe_duration(started.elapsed());
     let _entered = span.enter();
     tracing::info!(
         %method,
-        path = path.as_ref().map_or("(no route)", MatchedPath::as_str),
-        status = response.status().as_u16(),
+        path,
+        status,
         ms = started.elapsed().as_millis() as u64,
         "request served"
     );
@@ -132,7 +142,8 @@ mod tests {
         async fn handler() {
             panic!("a detail");
         }
-        let router = surround(Router::new().route("/", get(handler)), &config.unwrap());
+        let router =
+            surround(Router::new().route("/", get(handler)), &config.unwrap(), Arc::default());
         let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
         assert_eq!(response.status(), 500);
         assert!(response.headers().contains_key("x-request-id"));

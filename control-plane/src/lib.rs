@@ -16,6 +16,7 @@ mod http;
 pub mod jobs;
 pub mod keys;
 pub mod link;
+pub mod metrics;
 pub mod objects;
 mod pages;
 pub mod state;
@@ -49,13 +50,22 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let http = bind(config.listen, "LORIKEET_LISTEN").await?;
     let grpc = bind(config.grpc_listen, "LORIKEET_GRPC_LISTEN").await?;
     let key = link::load_or_create_signing_key(&config.node_signing_key)?;
+    let metrics = match config.metrics_listen {
+        Some(address) => Some(bind(address, "LORIKEET_METRICS_LISTEN").await?),
+        None => None,
+    };
     tracing::info!(http = %http.local_addr()?, grpc = %grpc.local_addr()?, "control plane listens");
-    let nodes = link::LinkParts { pool: db.ingest.clone(), key, tls };
     let state = AppState::new(config, db.clone());
+    let counted = state.metrics.clone();
+    let nodes = link::LinkParts { pool: db.ingest.clone(), key, tls, metrics: counted.clone() };
 
     let stop = shutdown.child_token();
     let mut parts = JoinSet::new();
     parts.spawn(serve_http(http, app(&state).router, stop.clone()));
+    if let Some(listener) = metrics {
+        let router = metrics::router(counted, db.clone());
+        parts.spawn(serve_http(listener, router, stop.clone()));
+    }
     parts.spawn(serve_nodes(grpc, nodes, stop.clone()));
     parts.spawn(sweep(state.clone(), stop.clone()));
     parts.spawn(run_jobs(state.clone(), stop.clone()));
@@ -108,7 +118,7 @@ pub struct App {
 pub fn app(state: &AppState) -> App {
     let registry = pages::routes(api::routes(Registry::new(state.clone())));
     let (router, routes) = registry.finish();
-    App { router: http::surround(router, &state.config), routes }
+    App { router: http::surround(router, &state.config, state.metrics.clone()), routes }
 }
 
 async fn serve_http(

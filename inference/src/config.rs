@@ -5,6 +5,7 @@ use crate::backend::cpu::CpuConfig;
 use crate::backend::cuda::CudaConfig;
 use crate::backend::sim::SimConfig;
 use crate::scheduler::SchedulerConfig;
+use crate::telemetry::TraceConfig;
 use crate::usage::LogConfig;
 use axum::http::{HeaderValue, Uri};
 use std::fmt::Display;
@@ -20,6 +21,9 @@ const MAX_REQUESTS: usize = 512;
 pub struct Config {
     /// Where customers' requests come in.
     pub listen: SocketAddr,
+    /// Where metrics are read. None: nowhere.
+    pub metrics_listen: Option<SocketAddr>,
+    pub trace: TraceConfig,
     /// See [`crate::node`] for what is in it.
     pub data: PathBuf,
     /// Shown to operators. Empty: the name in the node's token.
@@ -87,6 +91,8 @@ impl Config {
         let (control_plane, control_plane_ca) = control_plane(&vars)?;
         Ok(Self {
             listen,
+            metrics_listen: metrics_listen(&vars)?,
+            trace: trace(&vars)?,
             data: vars.required(
                 "LORIKEET_NODE_DATA",
                 "the directory of the manifest, the usage log and the adapters' disk cache",
@@ -117,6 +123,41 @@ impl Config {
             },
         })
     }
+}
+
+fn metrics_listen<F>(vars: &Vars<'_, F>) -> Result<Option<SocketAddr>, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let name = "LORIKEET_METRICS_LISTEN";
+    let text: String = vars.or(name, "127.0.0.1:7711")?;
+    if text == "off" {
+        return Ok(None);
+    }
+    let reason = |_| "an address such as 127.0.0.1:7711 is wanted, or off".into();
+    text.parse().map(Some).map_err(|e| ConfigError::Invalid {
+        name,
+        value: text,
+        reason: reason(e),
+    })
+}
+
+/// By the names that OpenTelemetry gives them.
+fn trace<F>(vars: &Vars<'_, F>) -> Result<TraceConfig, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let name = "OTEL_TRACES_SAMPLER_ARG";
+    let sampled: f64 = vars.or(name, "1")?;
+    if !(0.0..=1.0).contains(&sampled) {
+        let reason = "a part between 0 and 1 is wanted".into();
+        return Err(ConfigError::Invalid { name, value: sampled.to_string(), reason });
+    }
+    Ok(TraceConfig {
+        endpoint: vars.optional("OTEL_EXPORTER_OTLP_ENDPOINT")?,
+        ca: vars.optional("OTEL_EXPORTER_OTLP_CERTIFICATE")?,
+        sampled,
+    })
 }
 
 /// The node's token, key hashes and usage cross this link: beyond this machine it is never in the
@@ -347,6 +388,14 @@ mod tests {
         assert_eq!(config.control_plane, "http://127.0.0.1:7730");
         assert_eq!((config.model_name, config.dashboard_origin), (None, None));
         assert!(matches!(config.device, Device::Auto { .. }));
+        assert_eq!(config.metrics_listen, "127.0.0.1:7711".parse().ok());
+        assert_eq!(config.trace, TraceConfig { endpoint: None, ca: None, sampled: 1.0 });
+    }
+
+    #[test]
+    fn metrics_may_be_off() {
+        let config = config(&[("LORIKEET_METRICS_LISTEN", "off")]).unwrap();
+        assert_eq!(config.metrics_listen, None);
     }
 
     #[test]
@@ -368,6 +417,8 @@ mod tests {
             ("LORIKEET_KV_TOKENS", "many"),
             ("LORIKEET_MAX_NUM_SEQS", "0"),
             ("LORIKEET_DRAIN_SECONDS", "-1"),
+            ("LORIKEET_METRICS_LISTEN", "7711"),
+            ("OTEL_TRACES_SAMPLER_ARG", "1.5"),
         ] {
             let error = config(&[(name, value)]).err().unwrap().to_string();
             assert!(error.starts_with(name) && error.contains(value), "{error}");

@@ -17,6 +17,7 @@ pub mod node;
 pub mod sampling;
 pub mod scheduler;
 pub mod share;
+pub mod telemetry;
 pub mod usage;
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::durable::unix_ms;
 use crate::engine::{EngineHandle, EngineState};
 use crate::link::{Keeper, Link, Manifest, Presentation, Uplink};
 use crate::model::{self, LoadedModel, ModelWeights};
+use crate::telemetry::{self, Sources, Telemetry, Traces};
 use crate::usage::{Shipper, UsageLog};
 use anyhow::Context;
 use http::HttpServer;
@@ -33,28 +34,40 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Runs a node until `shutdown`, or until its engine stops, which is an error.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let listener = bind(config.listen).await?;
+    let api = bind(config.listen, "LORIKEET_NODE_LISTEN").await?;
+    let metrics = match config.metrics_listen {
+        Some(address) => Some(bind(address, "LORIKEET_METRICS_LISTEN").await?),
+        None => None,
+    };
     let store = Arc::new(S3Store::new(config.s3.clone()));
-    serve(config, listener, store, shutdown).await
+    serve(config, Sockets { api, metrics }, store, shutdown).await
 }
 
-async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address} (LORIKEET_NODE_LISTEN names another address)")
-    })
+/// Where a node is spoken to.
+pub struct Sockets {
+    pub api: TcpListener,
+    /// Operators' own: it names tenants and adapters and asks for no key.
+    pub metrics: Option<TcpListener>,
 }
 
-/// As [`run`], on a socket and an object store that are there already. When it returns, every task of
+async fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} ({setting} names another address)"))
+}
+
+/// As [`run`], on sockets and an object store that are there already. When it returns, every task of
 /// the node has ended and its directory is free for the next.
 pub async fn serve(
     config: Config,
-    listener: TcpListener,
+    sockets: Sockets,
     store: Arc<dyn ObjectStore>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let address = listener.local_addr()?;
+    let address = sockets.api.local_addr()?;
     let uplink =
         Uplink::new(&config.control_plane, config.control_plane_ca.as_deref(), &config.token_file)?;
+    let telemetry = Telemetry::new(Traces::new(&config.trace, &uplink.node_id().to_string())?);
     // The log first: a second process on the same data must not get as far as the model.
     let usage = Arc::new(open_usage(&config).await?);
     let model = load_model(&config).await?;
@@ -87,6 +100,17 @@ pub async fn serve(
     let stop_shipping = CancellationToken::new();
     let shipping = tokio::spawn(ship(Shipper::new(usage.clone(), uplink)?, stop_shipping.clone()));
 
+    let metrics = sockets.metrics.map(|listener| {
+        let sources = Sources {
+            telemetry: telemetry.clone(),
+            engine: engine.handle.clone(),
+            manifest: manifest.clone(),
+            usage: usage.clone(),
+            model: base.id.clone(),
+            device: engine.device,
+        };
+        HttpServer::start(listener, telemetry::router(sources))
+    });
     let api = Arc::new(Api {
         base: base.clone(),
         tokenizer: model.tokenizer,
@@ -96,11 +120,12 @@ pub async fn serve(
         engine: engine.handle.clone(),
         limiter: Arc::default(),
         stopping: shutdown.clone(),
+        telemetry: telemetry.clone(),
         started_unix_s: unix_ms() / 1000,
     });
     let announcement = announce(engine.handle.clone(), address, base.id, engine.device);
     let announcement = tokio::spawn(announcement);
-    let http = HttpServer::start(listener, api::router(api, config.dashboard_origin));
+    let http = HttpServer::start(sockets.api, api::router(api, config.dashboard_origin));
     let outcome = until_stopped(&engine.handle, &shutdown, config.drain.grace).await;
 
     // Each part goes when nobody needs it any more: requests, then the engine, the log that their
@@ -115,6 +140,10 @@ pub async fn serve(
     stop_link.cancel();
     link.await?;
     usage.release();
+    if let Some(metrics) = metrics {
+        metrics.close(LAST_WORDS).await;
+    }
+    spawn_blocking(move || telemetry.traces.flush()).await?;
     outcome
 }
 

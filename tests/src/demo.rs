@@ -6,7 +6,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long the first start of a demo may take on a busy machine.
@@ -68,7 +68,14 @@ impl Demo {
         let log = std::fs::File::create(dir.path().join("demo.log"))?;
         let mut command = Command::new(binary()?);
         command.arg("demo").arg("--data").arg(dir.path().join("data"));
-        for flag in ["--control-plane-port", "--node-port", "--s3-port", "--grpc-port"] {
+        for flag in [
+            "--control-plane-port",
+            "--node-port",
+            "--s3-port",
+            "--grpc-port",
+            "--control-plane-metrics-port",
+            "--node-metrics-port",
+        ] {
             command.arg(flag).arg(free_port()?.to_string());
         }
         let child = command
@@ -149,6 +156,38 @@ impl Demo {
         Ok(())
     }
 
+    /// Restarts a part with other settings.
+    pub fn restart_with(&mut self, name: &str, variables: &[(&str, &str)]) -> Result<()> {
+        self.kill(name)?;
+        let parts = self.facts.processes.iter_mut();
+        for part in parts.filter(|part| part.name == name) {
+            let set = variables.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+            part.env.extend(set);
+        }
+        self.restart(name)
+    }
+
+    /// Sends SIGTERM to a part that was restarted here.
+    pub fn terminate(&self, name: &str) -> Result<()> {
+        let child =
+            self.restarted.get(name).with_context(|| format!("{name} was not restarted"))?;
+        let pid = Pid::from_raw(child.id().try_into()?).context("a pid")?;
+        kill_process(pid, Signal::TERM).with_context(|| format!("ending {name}"))
+    }
+
+    /// How a part that was restarted here has ended, once it has.
+    pub async fn ended(&mut self, name: &str) -> Result<ExitStatus> {
+        let child = self.restarted.get_mut(name).context("it was not restarted")?;
+        let started = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            ensure!(started.elapsed() < RESTART_LIMIT, "{name} did not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Another node beside the demo's own, with an identity, a port and a directory of its own, reading
     /// the same manifest. Returns its `/v1` address once it is ready.
     pub async fn add_node(&mut self, name: &str) -> Result<String> {
@@ -176,6 +215,7 @@ impl Demo {
             ("LORIKEET_NODE_TOKEN_FILE", path(&token)),
             ("LORIKEET_NODE_DATA", path(&self.dir.path().join(name))),
             ("LORIKEET_NODE_LISTEN", format!("127.0.0.1:{port}")),
+            ("LORIKEET_METRICS_LISTEN", "off".into()),
             ("LORIKEET_PUBLIC_API_URL", url.clone()),
         ] {
             node.env.insert(variable.to_owned(), value);

@@ -4,3 +4,4 @@ mod bench;
 mod faults;
 mod journey;
 mod nodes;
+mod stopping;

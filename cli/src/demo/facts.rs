@@ -13,6 +13,8 @@ use std::path::PathBuf;
 pub struct Facts {
     pub api_base_url: String,
     pub dashboard_url: String,
+    /// The node's and the control plane's.
+    pub metrics_urls: [String; 2],
     pub operator: Login,
     pub tenants: Vec<TenantFacts>,
     pub processes: Vec<ProcessFacts>,
@@ -40,12 +42,14 @@ impl Facts {
     pub fn new(
         dashboard_url: String,
         api_base_url: String,
+        metrics_urls: [String; 2],
         state: &State,
         processes: &[Process],
     ) -> Self {
         Self {
             api_base_url,
             dashboard_url,
+            metrics_urls,
             operator: state.operator.clone(),
             tenants: state.tenants.iter().map(tenant).collect(),
             processes: processes.iter().map(process).collect(),
@@ -86,7 +90,8 @@ impl fmt::Display for Facts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "\nLorikeet is running.\n")?;
         writeln!(f, "  dashboard  {}", self.dashboard_url)?;
-        writeln!(f, "  API        {}\n", self.api_base_url)?;
+        writeln!(f, "  API        {}", self.api_base_url)?;
+        writeln!(f, "  metrics    {}\n", self.metrics_urls.join("  "))?;
         writeln!(
             f,
             "  operator        {}  password {}",

@@ -131,12 +131,13 @@ impl Demo {
         let mut state = State::load_or_create(&self.home)?;
         let parts = self.parts(&state);
         let (dashboard_url, api_base_url) = (parts.dashboard_url(), parts.api_base_url());
+        let metrics_urls = parts.metrics_urls();
         self.start_parts(&parts, running).await?;
         let adapters = self.args.kit.join("adapters");
         let seeding = Seeding { home: &self.home, url: &dashboard_url, adapters: &adapters };
         seeding.run(&mut state).await?;
 
-        let facts = Facts::new(dashboard_url, api_base_url, &state, running);
+        let facts = Facts::new(dashboard_url, api_base_url, metrics_urls, &state, running);
         facts.save(&self.home)?;
         writeln!(
             std::io::stdout(),

@@ -14,7 +14,7 @@ use std::time::Duration;
 const BUCKET: &str = "lorikeet";
 
 /// Of the user's environment, what parts keep: where things are, and the node's tuning.
-const KEPT: [&str; 19] = [
+const KEPT: [&str; 22] = [
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",
@@ -29,6 +29,9 @@ const KEPT: [&str; 19] = [
     "LORIKEET_MAX_NUM_BATCHED_TOKENS",
     "LORIKEET_MAX_NUM_SEQS",
     "LORIKEET_MODEL_NAME",
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_TRACES_SAMPLER_ARG",
     "PATH",
     "RUST_BACKTRACE",
     "TMPDIR",
@@ -54,6 +57,12 @@ impl Parts<'_> {
 
     pub fn node_url(&self) -> String {
         url(self.ports.node_port)
+    }
+
+    /// The node's and the control plane's.
+    pub fn metrics_urls(&self) -> [String; 2] {
+        let ports = [self.ports.node_metrics_port, self.ports.control_plane_metrics_port];
+        ports.map(|port| format!("{}/metrics", url(port)))
     }
 
     pub fn s3_url(&self) -> String {
@@ -99,12 +108,14 @@ impl Parts<'_> {
     }
 
     pub fn control_plane(&self) -> anyhow::Result<Spec> {
+        let metrics = self.ports.control_plane_metrics_port;
         let keys = &self.state.object_store;
         self.spec(
             "control-plane",
             "control-plane",
             vec![
                 ("LORIKEET_LISTEN", address(self.ports.control_plane_port).to_string()),
+                ("LORIKEET_METRICS_LISTEN", address(metrics).to_string()),
                 ("LORIKEET_GRPC_LISTEN", address(self.ports.grpc_port).to_string()),
                 ("LORIKEET_PUBLIC_URL", self.dashboard_url()),
                 ("LORIKEET_API_BASE_URL", self.api_base_url()),
@@ -125,6 +136,7 @@ impl Parts<'_> {
             "node",
             vec![
                 ("LORIKEET_NODE_LISTEN", address(self.ports.node_port).to_string()),
+                ("LORIKEET_METRICS_LISTEN", address(self.ports.node_metrics_port).to_string()),
                 ("LORIKEET_NODE_DATA", text(&self.home.path("node"))?),
                 ("LORIKEET_NODE_NAME", "demo".into()),
                 // Nobody balances load here.

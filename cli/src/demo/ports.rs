@@ -18,16 +18,28 @@ pub struct Ports {
     /// Between control plane and node
     #[arg(long, value_name = "PORT", default_value_t = 7730)]
     pub grpc_port: u16,
+    /// The control plane's `/metrics`
+    #[arg(long, value_name = "PORT", default_value_t = 7701)]
+    pub control_plane_metrics_port: u16,
+    /// The node's `/metrics`
+    #[arg(long, value_name = "PORT", default_value_t = 7711)]
+    pub node_metrics_port: u16,
 }
 
 impl Ports {
     /// Port, its option, and what it is for.
-    fn all(&self) -> [(u16, &'static str, &'static str); 4] {
+    fn all(&self) -> [(u16, &'static str, &'static str); 6] {
         [
             (self.control_plane_port, "--control-plane-port", "the dashboard"),
             (self.node_port, "--node-port", "the node's API"),
             (self.s3_port, "--s3-port", "the object store"),
             (self.grpc_port, "--grpc-port", "the link between control plane and node"),
+            (
+                self.control_plane_metrics_port,
+                "--control-plane-metrics-port",
+                "the control plane's metrics",
+            ),
+            (self.node_metrics_port, "--node-metrics-port", "the node's metrics"),
         ]
     }
 
@@ -95,7 +107,14 @@ mod tests {
     fn a_taken_port_is_named_with_its_owner_and_the_option_to_change_it() {
         let squatter = TcpListener::bind(address(0)).unwrap();
         let taken = squatter.local_addr().unwrap().port();
-        let ports = Ports { control_plane_port: taken, node_port: 0, s3_port: 0, grpc_port: 0 };
+        let ports = Ports {
+            control_plane_port: taken,
+            node_port: 0,
+            s3_port: 0,
+            grpc_port: 0,
+            control_plane_metrics_port: 0,
+            node_metrics_port: 0,
+        };
         let error = ports.check_free().unwrap_err().to_string();
         let pid = format!("(pid {})", std::process::id());
         for part in [taken.to_string().as_str(), "the dashboard", &pid, "--control-plane-port"] {

@@ -5,6 +5,7 @@ use super::nodes::{self, Connection};
 use super::outgoing::Outgoing;
 use super::session::{Session, receive, send};
 use super::token::{SigningKey, TokenError};
+use crate::metrics::Metrics;
 use crate::usage::ingest::{Ingest, IngestError};
 use lorikeet_contract::link::link_server::{Link, LinkServer};
 use lorikeet_contract::link::{
@@ -43,6 +44,7 @@ pub struct LinkParts {
     pub key: SigningKey,
     /// `None`: in the clear.
     pub tls: Option<ServerTlsConfig>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Serves nodes on `listener` until `shutdown`; then closes their streams and notes it.
@@ -51,7 +53,7 @@ pub async fn serve(
     parts: LinkParts,
     shutdown: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
-    let LinkParts { pool, key, tls } = parts;
+    let LinkParts { pool, key, tls, metrics } = parts;
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE));
@@ -62,7 +64,7 @@ pub async fn serve(
     let tasks = TaskTracker::new();
     tasks.spawn(feed.clone().run(shutdown.clone()));
     tasks.spawn(sweep(pool.clone(), shutdown.clone()));
-    let ingest = Ingest::new(pool.clone());
+    let ingest = Ingest::new(pool.clone(), metrics);
     tasks.spawn(ingest.clone().run(shutdown.clone()));
     let service = Service {
         pool,

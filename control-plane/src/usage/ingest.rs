@@ -5,6 +5,7 @@ use super::last_used::LastUsed;
 use super::ledger::{Known, Log, insert_events, quarantine_records};
 use super::position::{Batch, Cursor, Standing, standing};
 use super::record::{self, Event};
+use crate::metrics::Metrics;
 use lorikeet_contract::NodeId;
 use lorikeet_contract::link::{MAX_USAGE_RECORDS, UsageAck, UsageBatch};
 use sqlx::{PgConnection, PgPool, Row};
@@ -39,11 +40,12 @@ pub enum IngestError {
 pub struct Ingest {
     pool: PgPool,
     last_used: Arc<LastUsed>,
+    metrics: Arc<Metrics>,
 }
 
 impl Ingest {
-    pub fn new(pool: PgPool) -> Self {
-        Self { pool, last_used: Arc::default() }
+    pub fn new(pool: PgPool, metrics: Arc<Metrics>) -> Self {
+        Self { pool, last_used: Arc::default(), metrics }
     }
 
     /// Partitions and last uses, until `shutdown`.
@@ -98,6 +100,10 @@ impl Ingest {
         advance(&mut tx, log, &next).await?;
         tx.commit().await?;
         self.last_used.note(&events);
+        self.metrics.usage_records.add((batch.records.len() - known) as u64);
+        for event in &events {
+            self.metrics.ingested(event.ended_at);
+        }
         Ok(acked(next.seq))
     }
 

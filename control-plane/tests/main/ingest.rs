@@ -85,7 +85,13 @@ impl World {
         let tenant = plane.tenant("acme").await;
         let key = plane.key(tenant).await;
         let version = plane.verified_version(tenant, "pirate").await;
-        Self { ingest: Ingest::new(plane.db.ingest.clone()), plane, tenant, key, version }
+        Self {
+            ingest: Ingest::new(plane.db.ingest.clone(), Default::default()),
+            plane,
+            tenant,
+            key,
+            version,
+        }
     }
 
     fn record(&self) -> UsageRecord {

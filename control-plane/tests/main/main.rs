@@ -11,6 +11,7 @@ mod keys;
 mod limits;
 mod link;
 mod manifest;
+mod metrics;
 mod nodes;
 mod pages;
 mod push;

@@ -218,7 +218,7 @@ impl LinkProcess {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (pool, key) = (plane.db.ingest.clone(), signing_key().clone());
-        let parts = LinkParts { pool, key, tls: None };
+        let parts = LinkParts { pool, key, tls: None, metrics: Default::default() };
         let stop = CancellationToken::new();
         let server = serve(listener, parts, stop.clone());
         let task = tokio::spawn(async move { server.await.unwrap() });

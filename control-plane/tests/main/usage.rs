@@ -21,7 +21,7 @@ async fn some_usage(app: &TestApp, mine: TenantId, key: &str, other: TenantId) {
             ..of_tenant(tenant)
         });
     }
-    let ingest = Ingest::new(app.state.db.ingest.clone());
+    let ingest = Ingest::new(app.state.db.ingest.clone(), app.state.metrics.clone());
     assert_eq!(ingest.ship(log.node, log.all()).await.unwrap().cursor, 4);
 }
 

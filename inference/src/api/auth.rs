@@ -5,6 +5,8 @@ use super::error::ApiError;
 use crate::durable::unix_ms;
 use crate::limits::{Allowance, Permit};
 use crate::link::{Current, Key, TenantLimits};
+use crate::telemetry::Observation;
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -24,6 +26,8 @@ pub struct Caller {
     pub current: Arc<Current>,
     /// Of a request that generates: held until the last copy is dropped.
     pub permit: Option<Arc<Permit>>,
+    /// Of this request.
+    pub observation: Arc<Observation>,
 }
 
 impl Caller {
@@ -47,12 +51,22 @@ impl Caller {
 
 pub async fn require_key(
     State(api): State<Arc<Api>>,
+    Extension(observation): Extension<Arc<Observation>>,
     mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let key = bearer(request.headers())?;
-    let caller = identify(&key, api.manifest.current(), api.manifest.staleness(), unix_ms())?;
-    request.extensions_mut().insert(caller);
+    let current = api.manifest.current();
+    let known = identify(&key, &current, api.manifest.staleness(), unix_ms())?;
+    observation.identified(known.tenant_id);
+    request.extensions_mut().insert(Caller {
+        tenant: known.tenant_id,
+        key: known.id,
+        key_id: key.key_id().to_owned(),
+        current,
+        permit: None,
+        observation,
+    });
     Ok(next.run(request).await)
 }
 
@@ -69,16 +83,15 @@ fn bearer(headers: &HeaderMap) -> Result<ApiKey, ApiError> {
 /// `staleness` is None when the control plane has not been heard since the start.
 fn identify(
     presented: &ApiKey,
-    current: Arc<Current>,
+    current: &Current,
     staleness: Option<Duration>,
     now_unix_ms: i64,
-) -> Result<Caller, ApiError> {
+) -> Result<Key, ApiError> {
     let key = current.view.key(presented.key_id()).ok_or(ApiError::UnknownKey)?;
     if !presented.matches(&key.secret_hash) || current.denied.denies(key.id, key.tenant_id) {
         return Err(ApiError::UnknownKey);
     }
     let tenant = current.view.tenant(key.tenant_id).ok_or(ApiError::UnknownKey)?;
-    let Key { id, tenant_id, .. } = *key;
     if key.expires_unix_ms.is_some_and(|at| at <= now_unix_ms) {
         return Err(ApiError::ExpiredKey);
     }
@@ -91,6 +104,5 @@ fn identify(
     if tenant.max_staleness.is_some_and(|max| staleness.is_none_or(|age| age > max)) {
         return Err(ApiError::Stale);
     }
-    let key_id = presented.key_id().to_owned();
-    Ok(Caller { tenant: tenant_id, key: id, key_id, current, permit: None })
+    Ok(key.clone())
 }

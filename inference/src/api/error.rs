@@ -3,6 +3,7 @@
 use crate::engine::{RequestError, SubmitError};
 use crate::limits::Exceeded;
 use crate::model::{PromptError, TemplateError};
+use crate::telemetry::{ErrorCode, Outcome};
 use crate::usage::LogError;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -128,6 +129,11 @@ impl ApiError {
         })
     }
 
+    /// What metrics and the access log call it.
+    pub fn outcome(&self) -> Outcome {
+        self.code().unwrap_or("invalid_request")
+    }
+
     fn param(&self) -> Option<&str> {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
@@ -178,6 +184,7 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = self.retry_after_s() {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
         }
+        response.extensions_mut().insert(ErrorCode(self.outcome()));
         response.extensions_mut().insert(Arc::new(self));
         response
     }

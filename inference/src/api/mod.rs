@@ -1,11 +1,11 @@
 //! What customers call: OpenAI's API, answered by this node alone.
 //!
 //! ```text
-//! request id ── CORS ── /health /ready
-//!                  └─── auth ── rate limits ── models, tokens
-//!                           └── chat, completions, responses ── request ── messages, parameters
-//!                                    │      └─ shape: whole, or stream
-//!                                    └──── generation ── choice ── answer ── stop
+//! observed ── CORS ── /health /ready
+//!                └─── auth ── rate limits ── models, tokens
+//!                         └── chat, completions, responses ── request ── messages, parameters
+//!                                  │      └─ shape: whole, or stream
+//!                                  └──── generation ── choice ── answer ── stop
 //! ```
 
 mod auth;
@@ -29,13 +29,14 @@ use crate::engine::EngineHandle;
 use crate::limits::Limiter;
 use crate::link::Manifest;
 use crate::model::{ChatTemplate, Tokenizer};
+use crate::telemetry::{TRACERESPONSE, Telemetry, X_REQUEST_ID, observe};
 use crate::usage::UsageLog;
-use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Extension, Router};
 use error::ApiError;
 use lorikeet_contract::{BaseModelSpec, RequestId};
 use std::any::Any;
@@ -46,8 +47,6 @@ use tower_http::cors::{AllowHeaders, CorsLayer};
 
 /// Largest body of a request; far more text than a context holds.
 const MAX_BODY_BYTES: usize = 4 << 20;
-
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What handlers share.
 pub struct Api {
@@ -60,11 +59,13 @@ pub struct Api {
     pub limiter: Arc<Limiter>,
     /// Cancelled when the node has been told to stop: it is not ready any more.
     pub stopping: CancellationToken,
+    pub telemetry: Arc<Telemetry>,
     pub started_unix_s: i64,
 }
 
 /// The node's routes. `dashboard_origin` may call them from a browser.
 pub fn router(api: Arc<Api>, dashboard_origin: Option<HeaderValue>) -> Router {
+    let telemetry = api.telemetry.clone();
     let v1 = Router::new()
         .route("/chat/completions", post(chat::create))
         .route("/completions", post(completions::create))
@@ -95,13 +96,14 @@ pub fn router(api: Arc<Api>, dashboard_origin: Option<HeaderValue>) -> Router {
         Some(origin) => router.layer(cors(origin)),
         None => router,
     };
-    router.layer(from_fn(mint_request_id))
+    router.layer(from_fn(write_errors)).layer(from_fn_with_state(telemetry, observe))
 }
 
 /// Keys travel in a header and never in cookies, so no credentials are allowed.
 fn cors(origin: HeaderValue) -> CorsLayer {
-    let exposed =
-        [X_REQUEST_ID, header::RETRY_AFTER].into_iter().chain(rate_limits::header_names());
+    let exposed = [X_REQUEST_ID, TRACERESPONSE, header::RETRY_AFTER]
+        .into_iter()
+        .chain(rate_limits::header_names());
     let exposed: Vec<HeaderName> = exposed.collect();
     CorsLayer::new()
         .allow_origin(origin)
@@ -110,14 +112,13 @@ fn cors(origin: HeaderValue) -> CorsLayer {
         .expose_headers(exposed)
 }
 
-async fn mint_request_id(mut request: Request, next: Next) -> Response {
-    let id = RequestId::new();
-    request.extensions_mut().insert(id);
-    let mut response = error::with_body(next.run(request).await, id);
-    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
-        response.headers_mut().insert(X_REQUEST_ID, value);
-    }
-    response
+/// Errors name the request, whose id is known out here.
+async fn write_errors(
+    Extension(id): Extension<RequestId>,
+    request: Request,
+    next: Next,
+) -> Response {
+    error::with_body(next.run(request).await, id)
 }
 
 /// The process's hook logs where the panic was; its message may quote a prompt and goes nowhere.

@@ -33,7 +33,7 @@ pub struct AdapterSlot {
 pub struct StepTicket(pub u64);
 
 /// What the engine may use of a backend. Constant for its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capacity {
     /// Physical KV blocks.
     pub num_blocks: u32,

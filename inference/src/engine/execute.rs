@@ -6,37 +6,45 @@ use crate::scheduler::{Commit, PlannedSequence, Scheduler, Sequence, StepPlan};
 use std::time::Instant;
 
 impl Engine {
-    pub(super) fn submit(&mut self, plan: StepPlan) -> Result<(), EngineError> {
+    pub(super) fn submit(&mut self, plan: StepPlan, now: Instant) -> Result<(), EngineError> {
         self.step += 1;
         fill(&mut self.batch, self.step, &plan, &self.scheduler);
+        // The real time, whatever clock the engine is stepped by.
+        let submitted = Instant::now();
         let ticket = self.backend.submit(&self.batch)?;
-        self.announce(&plan);
+        self.announce(&plan, now);
         self.stats.send_modify(|stats| {
             report(&mut stats.last_step, self.step, &plan, &self.scheduler);
+            self.metrics.step_submitted(&stats.last_step);
         });
-        self.in_flight.push_back(InFlight { plan, ticket });
+        self.in_flight.push_back(InFlight { plan, ticket, submitted });
         Ok(())
     }
 
-    /// Tells those whose first rows these are how much of their prompt was in the cache.
-    fn announce(&self, plan: &StepPlan) {
+    /// Tells those whose first rows these are what they waited for and found in the cache.
+    fn announce(&self, plan: &StepPlan, now: Instant) {
         for planned in plan.sequences.iter().filter(|planned| planned.is_first) {
             let request = self.requests.get(&planned.sequence);
             let sequence = self.scheduler.get(planned.sequence);
             if let (Some(request), Some(sequence)) = (request, sequence) {
-                let cached_tokens = sequence.cached_tokens();
+                let event = EngineEvent::Started {
+                    cached_tokens: sequence.cached_tokens(),
+                    queue: sequence.queue(now),
+                    adapter_load: sequence.adapter_load(),
+                };
                 // A reader that is gone is noticed by the next round.
-                let _ = request.events.try_send(EngineEvent::Started { cached_tokens });
+                let _ = request.events.try_send(event);
             }
         }
     }
 
     /// Waits for the oldest submitted step and commits it. False when there is none.
     pub(super) fn collect(&mut self, now: Instant) -> Result<bool, EngineError> {
-        let Some(InFlight { mut plan, ticket }) = self.in_flight.pop_front() else {
+        let Some(InFlight { mut plan, ticket, submitted }) = self.in_flight.pop_front() else {
             return Ok(false);
         };
         let output = self.backend.collect(ticket)?;
+        self.metrics.step_seconds.observe_duration(submitted.elapsed());
         if output.sequences.len() != plan.sequences.len() {
             return Err(EngineError::Contract("a step's output has other sequences than it had"));
         }

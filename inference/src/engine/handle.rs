@@ -5,6 +5,7 @@ use super::stats::{EngineState, EngineStats};
 use super::warm_up::{WarmUp, WarmUpError};
 use crate::adapters::{AdapterKey, AdapterManifest, Pin};
 use crate::share::TenantShare;
+use crate::telemetry::EngineMetrics;
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -62,6 +63,7 @@ pub struct EngineHandle {
     /// One permit for each request that the engine holds, waiting or running.
     places: Arc<Semaphore>,
     stats: watch::Receiver<EngineStats>,
+    metrics: Arc<EngineMetrics>,
     thread: Thread,
 }
 
@@ -70,9 +72,10 @@ impl EngineHandle {
         commands: mpsc::Sender<Command>,
         max_requests: usize,
         stats: watch::Receiver<EngineStats>,
+        metrics: Arc<EngineMetrics>,
         thread: Thread,
     ) -> Self {
-        Self { commands, places: Arc::new(Semaphore::new(max_requests)), stats, thread }
+        Self { commands, places: Arc::new(Semaphore::new(max_requests)), stats, metrics, thread }
     }
 
     /// Hands a request over without waiting. Every accepted request ends with exactly one
@@ -179,6 +182,11 @@ impl EngineHandle {
     /// The latest snapshot, made after each step.
     pub fn stats(&self) -> EngineStats {
         self.stats.borrow().clone()
+    }
+
+    /// What has been counted since the start.
+    pub fn metrics(&self) -> &EngineMetrics {
+        &self.metrics
     }
 
     /// Changes with each step. Readers may miss steps, never the last state.

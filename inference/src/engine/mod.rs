@@ -31,10 +31,12 @@ use crate::backend::batch::SequenceId;
 use crate::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
 use crate::kv::BlockPool;
 use crate::scheduler::{Scheduler, SchedulerConfig, SequenceMap, StepPlan};
+use crate::telemetry::{EngineMetrics, Move, MoveEnd, Moves};
 use commands::Request;
 use handle::Command;
 use lorikeet_contract::RequestId;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 use warm_up::WarmingUp;
@@ -64,6 +66,7 @@ pub enum EngineError {
 struct InFlight {
     plan: StepPlan,
     ticket: StepTicket,
+    submitted: Instant,
 }
 
 pub struct Engine {
@@ -77,6 +80,8 @@ pub struct Engine {
 
     commands: mpsc::Receiver<Command>,
     stats: watch::Sender<EngineStats>,
+    metrics: Arc<EngineMetrics>,
+    moves: Moves,
     requests: SequenceMap<Request>,
     by_id: HashMap<RequestId, SequenceId>,
     next_sequence: u64,
@@ -103,8 +108,10 @@ impl Engine {
         loader: Box<dyn AdapterLoader>,
         commands: mpsc::Receiver<Command>,
         stats: watch::Sender<EngineStats>,
+        metrics: Arc<EngineMetrics>,
     ) -> Self {
         let capacity = backend.capacity();
+        stats.send_modify(|stats| stats.capacity = capacity);
         let limits = config.scheduler;
         let max_rows = capacity.max_rows as usize;
         Self {
@@ -120,6 +127,8 @@ impl Engine {
             loader,
             commands,
             stats,
+            metrics,
+            moves: Moves::default(),
             requests: SequenceMap::default(),
             by_id: HashMap::new(),
             next_sequence: 0,
@@ -155,6 +164,7 @@ impl Engine {
         self.accept_adapter_events(now)?;
         let mut plan = self.spare_plans.pop().unwrap_or_default();
         self.scheduler.schedule(now, &mut self.kv, &mut self.residency, &mut plan);
+        self.metrics.preemptions.add(plan.preempted.into());
         self.perform(&mut plan.actions, now)?;
         self.settle_warm_ups(now);
         for (sequence, ending) in plan.ended.drain(..) {
@@ -162,7 +172,7 @@ impl Engine {
         }
         let has_work = !plan.sequences.is_empty();
         if has_work {
-            self.submit(plan)?;
+            self.submit(plan, now)?;
         } else {
             self.spare_plans.push(plan);
         }
@@ -177,8 +187,12 @@ impl Engine {
         self.loader.poll(&mut events);
         for event in events.drain(..) {
             match event {
-                LoadEvent::Fetched { key, result } => self.residency.fetched(key, result, now),
+                LoadEvent::Fetched { key, result } => {
+                    self.moved(Move::Fetch(key), (&result).into(), now);
+                    self.residency.fetched(key, result, now);
+                }
                 LoadEvent::Read { key, result } => {
+                    self.moved(Move::Read(key), (&result).into(), now);
                     let sized = result.map(|adapter| {
                         let device_bytes = self.backend.adapter_bytes(&adapter.header);
                         (adapter, device_bytes)
@@ -193,10 +207,16 @@ impl Engine {
         let mut uploads = std::mem::take(&mut self.uploads);
         self.backend.poll_uploads(&mut uploads);
         for UploadDone { slot, result } in uploads.drain(..) {
-            self.residency.uploaded(slot, upload_end(result)?, now);
+            let ended = upload_end(result)?;
+            self.moved(Move::Upload(slot), (&ended).into(), now);
+            self.residency.uploaded(slot, ended, now);
         }
         self.uploads = uploads;
         Ok(())
+    }
+
+    fn moved(&mut self, what: Move, end: MoveEnd, now: Instant) {
+        self.moves.end(what, end, &self.metrics, now);
     }
 
     fn perform(
@@ -206,12 +226,25 @@ impl Engine {
     ) -> Result<(), EngineError> {
         for action in actions.drain(..) {
             match action {
-                AdapterAction::Load(load) => self.loader.start(load),
+                AdapterAction::Load(load) => {
+                    match &load {
+                        LoadAction::Fetch(m) => self.moves.begin(Move::Fetch(m.key), m.bytes, now),
+                        LoadAction::Read(m) => self.moves.begin(Move::Read(m.key), m.bytes, now),
+                        LoadAction::DropFile(_) => {}
+                    }
+                    self.loader.start(load);
+                }
                 AdapterAction::CancelFetch(key) => self.loader.cancel_fetch(key),
-                AdapterAction::Evict(slot) => self.backend.evict(slot),
+                AdapterAction::Evict(slot) => {
+                    self.metrics.device_evictions.increment();
+                    self.backend.evict(slot);
+                }
                 AdapterAction::Upload { slot, adapter } => {
+                    let bytes = self.backend.adapter_bytes(&adapter.header);
+                    self.moves.begin(Move::Upload(slot), bytes, now);
                     let begun = upload_end(self.backend.begin_upload(slot, adapter))?;
                     if begun.is_err() {
+                        self.moved(Move::Upload(slot), (&begun).into(), now);
                         self.residency.uploaded(slot, begun, now);
                     }
                 }
@@ -225,8 +258,8 @@ impl Engine {
             self.state = EngineState::Drained;
         }
         let changes = self.residency.changes();
-        let residency = (self.reported_changes != Some(changes))
-            .then(|| std::sync::Arc::new(self.residency.report()));
+        let residency =
+            (self.reported_changes != Some(changes)).then(|| Arc::new(self.residency.report()));
         self.reported_changes = Some(changes);
         let (total, cached) = (self.kv.num_blocks(), self.kv.cached());
         let used = total - self.kv.available();
@@ -237,6 +270,7 @@ impl Engine {
             stats.running = self.scheduler.running();
             stats.waiting = self.scheduler.waiting();
             stats.kv = KvUse { total, used, cached };
+            stats.rotations = self.residency.rotations();
             if let Some(residency) = residency {
                 stats.residency = residency;
             }

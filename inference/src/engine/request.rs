@@ -39,9 +39,14 @@ pub struct EngineRequest {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum EngineEvent {
-    /// It runs: so many of the prompt's tokens came from the prefix cache. Comes before any token, so
-    /// that the count is known of requests that are cut short, too.
-    Started { cached_tokens: u32 },
+    /// It runs. Comes before any token, so that these are known of requests that are cut short, too.
+    Started {
+        /// Of the prompt, taken from the prefix cache.
+        cached_tokens: u32,
+        /// As in [`Usage`].
+        queue: Duration,
+        adapter_load: Duration,
+    },
     /// The next token. Tokens arrive in order, without gaps.
     Token(SampledToken),
     /// Last event of a request that ended well.

@@ -1,6 +1,7 @@
 //! What the engine tells about itself.
 
 use crate::adapters::{AdapterKey, ResidencyReport};
+use crate::backend::Capacity;
 use std::sync::Arc;
 
 /// Where the engine is in its life.
@@ -33,6 +34,10 @@ pub struct EngineStats {
     /// Sequences that wait for room or for their adapter.
     pub waiting: usize,
     pub kv: KvUse,
+    /// The backend's; nothing while it is being built.
+    pub capacity: Capacity,
+    /// Adapters that left the device while they were in use, since the start.
+    pub rotations: u64,
     pub last_step: StepReport,
     pub residency: Arc<ResidencyReport>,
 }
@@ -45,6 +50,13 @@ pub struct KvUse {
     pub used: u32,
     /// Held by nobody, kept for their prefix.
     pub cached: u32,
+}
+
+impl KvUse {
+    /// Part held by sequences, 0 to 1.
+    pub fn ratio(self) -> f64 {
+        f64::from(self.used) / f64::from(self.total.max(1))
+    }
 }
 
 /// What one step did.

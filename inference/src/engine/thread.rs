@@ -4,7 +4,9 @@ use super::handle::{CONTROL_COMMANDS, Command};
 use super::{Engine, EngineConfig, EngineError, EngineHandle, EngineState, EngineStats};
 use crate::adapters::loader::{AdapterSource, Loader};
 use crate::backend::{Backend, BackendError};
+use crate::telemetry::EngineMetrics;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -29,10 +31,12 @@ where
     let max_requests = config.max_requests;
     let (sender, commands) = mpsc::channel(max_requests + CONTROL_COMMANDS);
     let (stats, watch) = watch::channel(EngineStats::default());
+    let metrics = Arc::new(EngineMetrics::default());
+    let counted = metrics.clone();
     let thread = std::thread::Builder::new()
         .name("lk-engine".into())
-        .spawn(move || live(config, source, backend, commands, stats))?;
-    let handle = EngineHandle::new(sender, max_requests, watch, thread.thread().clone());
+        .spawn(move || live(config, source, backend, commands, stats, counted))?;
+    let handle = EngineHandle::new(sender, max_requests, watch, metrics, thread.thread().clone());
     Ok((handle, thread))
 }
 
@@ -42,6 +46,7 @@ fn live<B>(
     backend: B,
     mut commands: mpsc::Receiver<Command>,
     stats: watch::Sender<EngineStats>,
+    metrics: Arc<EngineMetrics>,
 ) -> Result<(), EngineError>
 where
     B: FnOnce() -> Result<Box<dyn Backend>, BackendError>,
@@ -61,7 +66,7 @@ where
             return Err(error);
         }
     };
-    let mut engine = Engine::new(config, backend, Box::new(loader), commands, stats);
+    let mut engine = Engine::new(config, backend, Box::new(loader), commands, stats, metrics);
     engine.restore(found, Instant::now());
     let result = caught(|| engine.run());
     if let Err(error) = &result {

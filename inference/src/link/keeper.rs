@@ -47,7 +47,7 @@ impl Keeper {
         let rate_share_path = dir.join("rate_share.json");
         let rate_share = load_rate_share(&rate_share_path)?;
         let (view, denied) = (Arc::new(view), Arc::new(denied));
-        shared.swap(Current { view, denied, applied, rate_share });
+        shared.swap(Current { view, denied, applied, revision: state.revision, rate_share });
         let store = Arc::new(Mutex::new(store));
         Ok(Self { state, base, shared, engine, store, denied_path, rate_share_path })
     }
@@ -122,12 +122,7 @@ impl Keeper {
             }
         };
         let current = self.shared.current();
-        self.shared.swap(Current {
-            view: current.view.clone(),
-            denied: current.denied.clone(),
-            applied: current.applied,
-            rate_share,
-        });
+        self.shared.swap(Current { rate_share, ..Current::clone(&current) });
         tracing::info!(nodes = rate_share.nodes(), "connected nodes share the rate limits");
         let path = self.rate_share_path.clone();
         self.save(move |_| durable::replace(&path, &serde_json::to_vec(&rate_share)?)).await;
@@ -155,9 +150,9 @@ impl Keeper {
         let settled = denied.settle(&before.view, &view);
         self.shared.swap(Current {
             view: view.clone(),
-            denied: before.denied.clone(),
             applied: true,
-            rate_share: before.rate_share,
+            revision: next.revision,
+            ..Current::clone(&before)
         });
         if settled {
             self.swap_denied(&self.shared.current(), denied).await;
@@ -181,12 +176,7 @@ impl Keeper {
 
     async fn swap_denied(&self, current: &Current, denied: DenySet) {
         let denied = Arc::new(denied);
-        self.shared.swap(Current {
-            view: current.view.clone(),
-            denied: denied.clone(),
-            applied: current.applied,
-            rate_share: current.rate_share,
-        });
+        self.shared.swap(Current { denied: denied.clone(), ..Current::clone(current) });
         let path = self.denied_path.clone();
         self.save(move |_| denied.save(&path)).await;
     }

@@ -9,12 +9,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 /// One moment's truth. A request keeps the one it began with.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Current {
     pub view: Arc<ManifestView>,
     pub denied: Arc<DenySet>,
     /// False until a first manifest was applied, or read from the disk.
     pub applied: bool,
+    /// Of the view; 0 while there is none.
+    pub revision: u64,
     /// This node's part of every tenant's rate limits.
     pub rate_share: RateShare,
 }

@@ -7,7 +7,7 @@ use super::recover::recover;
 use super::segment::{Disk, FileSystem};
 use super::writer::{Command, Writer};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -59,6 +59,8 @@ pub struct UsageLog {
     shared: Arc<Shared>,
     writer: Mutex<Option<JoinHandle<()>>>,
     lock: Mutex<Option<DirLock>>,
+    /// The last record that the control plane has, as far as is known here.
+    acknowledged: AtomicU64,
 }
 
 /// What meters, handle and writer have in common.
@@ -107,6 +109,7 @@ impl UsageLog {
             shared: Arc::new(Shared { commands, admissions, writable, durable_seq }),
             writer: Mutex::new(Some(thread)),
             lock: Mutex::new(Some(lock)),
+            acknowledged: AtomicU64::new(0),
         };
         Ok((log, Recovery { last_seq, ..recovery }))
     }
@@ -127,6 +130,16 @@ impl UsageLog {
     /// Follows the last record on the disk.
     pub fn durable_seq(&self) -> watch::Receiver<u64> {
         self.shared.durable_seq.clone()
+    }
+
+    pub(super) fn note_acknowledged(&self, seq: u64) {
+        self.acknowledged.store(seq, Ordering::Relaxed);
+    }
+
+    /// Records on the disk that the control plane has not acknowledged.
+    pub fn unshipped(&self) -> u64 {
+        let durable = *self.shared.durable_seq.borrow();
+        durable.saturating_sub(self.acknowledged.load(Ordering::Relaxed))
     }
 
     /// Opens a request's account. Its first token may leave the node once the `Durable` has resolved.

@@ -68,6 +68,7 @@ impl Shipper {
     pub fn new(log: Arc<UsageLog>, uplink: Uplink) -> Result<Self, LogError> {
         let place = Place { cursor: Cursor::load(log.dir())?, reader: Reader::new(log.dir()) };
         let acknowledged = place.cursor.acknowledged();
+        log.note_acknowledged(acknowledged);
         Ok(Self { log, uplink, acknowledged, place: Arc::new(Mutex::new(place)) })
     }
 
@@ -168,6 +169,7 @@ impl Shipper {
     async fn move_to(&mut self, cursor: u64) -> Result<(), ShipError> {
         self.on_disk(move |place| place.cursor.set(cursor, unix_ms())).await?;
         self.acknowledged = cursor;
+        self.log.note_acknowledged(cursor);
         Ok(())
     }
 

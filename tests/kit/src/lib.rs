@@ -2,9 +2,9 @@
 //! broken uploads. `data/` holds everything but the weights of `kettles` (12 MB); a full kit beside
 //! the checkout (`../shared/kit`) or in `LORIKEET_KIT` is preferred, and then nothing may be skipped.
 
-pub mod postgres;
-
 pub mod compare;
+pub mod exposition;
+pub mod postgres;
 
 use serde::Deserialize;
 use std::collections::BTreeMap;

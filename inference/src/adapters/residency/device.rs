@@ -166,6 +166,7 @@ impl Residency {
             if entry.is_wanted() {
                 entry.last_used = now;
                 self.wanted.push_back(key);
+                self.rotations += 1;
             }
             self.slots.release(slot);
             self.device.release(key, bytes);

@@ -126,6 +126,7 @@ pub struct Residency {
     /// Failed since [`Residency::take_failures`].
     failures: Vec<AdapterKey>,
     changes: u64,
+    rotations: u64,
     next_sweep: Option<Instant>,
 }
 
@@ -147,6 +148,7 @@ impl Residency {
             uploads: 0,
             failures: Vec::new(),
             changes: 0,
+            rotations: 0,
             next_sweep: None,
         }
     }
@@ -256,6 +258,11 @@ impl Residency {
     /// Grows with every change that [`Residency::report`] would show.
     pub fn changes(&self) -> u64 {
         self.changes
+    }
+
+    /// Adapters that left the device while they were needed, since the start.
+    pub fn rotations(&self) -> u64 {
+        self.rotations
     }
 
     /// Every adapter in some tier, failed, or pinned.

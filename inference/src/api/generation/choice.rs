@@ -7,8 +7,10 @@ use crate::api::Api;
 use crate::api::auth::Caller;
 use crate::api::error::ApiError;
 use crate::engine::{EngineEvent, EngineHandle, EngineRequest, Places};
+use crate::telemetry::{Course, Observation, Outcome, Served};
 use lorikeet_contract::RequestId;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::Poll;
 use tokio::sync::mpsc;
 
@@ -18,6 +20,8 @@ pub struct Choices {
     per_prompt: usize,
     /// For those that have not started.
     places: Places,
+    observation: Arc<Observation>,
+    served: Served,
     /// Whose turn it is to be looked at, so that none is passed over.
     turn: usize,
 }
@@ -29,6 +33,8 @@ struct Choice {
     events: Option<mpsc::Receiver<EngineEvent>>,
     /// Until the prompt is computed.
     waiting: Option<EngineRequest>,
+    /// While the engine has it.
+    course: Option<Course>,
 }
 
 impl Choices {
@@ -36,6 +42,8 @@ impl Choices {
     pub fn start(api: &Api, caller: &Caller, work: Work, id: RequestId) -> Result<Self, ApiError> {
         let Work { model, prompts, parameters } = work;
         let per_prompt = parameters.n as usize;
+        let served =
+            Served { tenant: caller.tenant, model: model.name.clone(), adapter: model.version() };
         let mut choices = Vec::with_capacity(prompts.len() * per_prompt);
         for prompt in prompts {
             let prompt_tokens = prompt.len().try_into().unwrap_or(u32::MAX);
@@ -74,11 +82,13 @@ impl Choices {
                     ),
                     events: Some(events),
                     waiting: Some(request),
+                    course: None,
                 });
             }
         }
         let places = api.engine.reserve(choices.len() as u32)?;
-        let mut choices = Self { choices, per_prompt, places, turn: 0 };
+        let observation = caller.observation.clone();
+        let mut choices = Self { choices, per_prompt, places, observation, served, turn: 0 };
         for leader in (0..choices.choices.len()).step_by(per_prompt) {
             choices.submit(leader, &api.engine)?;
         }
@@ -113,10 +123,13 @@ impl Choices {
     }
 
     fn submit(&mut self, choice: usize, engine: &EngineHandle) -> Result<(), ApiError> {
-        match self.choices[choice].waiting.take() {
-            Some(request) => Ok(engine.submit_reserved(request, &mut self.places)?),
-            None => Ok(()),
-        }
+        let Some(request) = self.choices[choice].waiting.take() else { return Ok(()) };
+        // A prompt is counted once, however many choices share it.
+        let prompt_tokens = if self.leads(choice) { request.prompt.len() as u32 } else { 0 };
+        engine.submit_reserved(request, &mut self.places)?;
+        let course = Course::begin(&self.observation, self.served.clone(), prompt_tokens);
+        self.choices[choice].course = Some(course);
+        Ok(())
     }
 
     /// The one that computes its prompt.
@@ -128,14 +141,30 @@ impl Choices {
         &mut self.choices[choice].answer
     }
 
+    /// None when it has ended.
+    pub fn course(&mut self, choice: usize) -> Option<&mut Course> {
+        self.choices[choice].course.as_mut()
+    }
+
     /// Nothing more comes of it.
-    pub fn ended(&mut self, choice: usize) {
-        self.choices[choice].events = None;
+    pub fn ended(&mut self, choice: usize, outcome: Outcome) {
+        let choice = &mut self.choices[choice];
+        choice.events = None;
+        if let Some(course) = choice.course.take() {
+            course.end(outcome);
+        }
+    }
+
+    /// Nothing more comes of any.
+    pub fn failed(&mut self, outcome: Outcome) {
+        for choice in 0..self.choices.len() {
+            self.ended(choice, outcome);
+        }
     }
 
     /// Ends it, whatever the engine still does for it.
     pub fn close(&mut self, choice: usize, engine: &EngineHandle) {
-        self.ended(choice);
+        self.ended(choice, "stop");
         engine.cancel(self.choices[choice].id);
     }
 

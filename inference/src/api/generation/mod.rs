@@ -127,13 +127,18 @@ impl Generation {
         loop {
             let (choice, event) = self.choices.next_event(&self.api.engine).await?;
             match event {
-                EngineEvent::Started { cached_tokens } => {
-                    if self.choices.leads(choice) {
-                        self.counts.cached += cached_tokens;
-                        self.meter.note_cached(self.counts.cached);
+                EngineEvent::Started { cached_tokens, queue, adapter_load } => {
+                    let of_prompt = if self.choices.leads(choice) { cached_tokens } else { 0 };
+                    self.counts.cached += of_prompt;
+                    self.meter.note_cached(self.counts.cached);
+                    if let Some(course) = self.choices.course(choice) {
+                        course.started(of_prompt, queue, adapter_load);
                     }
                 }
                 EngineEvent::Token(token) => {
+                    if let Some(course) = self.choices.course(choice) {
+                        course.token();
+                    }
                     self.counts.completion += 1;
                     if let Some(permit) = &self.permit {
                         permit.generated(1);
@@ -157,7 +162,8 @@ impl Generation {
                         FinishReason::Cancelled => return Err(ApiError::Stopped),
                     };
                     self.cut |= ending == Ending::Length;
-                    self.choices.ended(choice);
+                    let outcome = if ending == Ending::Stop { "stop" } else { "length" };
+                    self.choices.ended(choice, outcome);
                     return Ok(Progress { choice, piece, ending: Some(ending) });
                 }
                 EngineEvent::Failed { error, .. } => {
@@ -190,7 +196,8 @@ impl Generation {
 
     /// Closes the account of a request that failed, with what had been delivered, and gives the error
     /// back.
-    pub async fn fail(self, error: ApiError) -> ApiError {
+    pub async fn fail(mut self, error: ApiError) -> ApiError {
+        self.choices.failed(error.outcome());
         let reason = match error {
             ApiError::Revoked => Billed::Revoked,
             _ => Billed::Error,

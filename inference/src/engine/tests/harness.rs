@@ -12,6 +12,7 @@ use crate::engine::{
 use crate::sampling::{LogitRules, SamplingParams};
 use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
+use crate::telemetry::EngineMetrics;
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, ModuleEntry, TensorRef};
 use lorikeet_contract::{
     AdapterDigest, ArtifactDigest, BaseModelSpec, KeyId, Linear, RequestId, TenantId, WeightsDigest,
@@ -231,7 +232,7 @@ impl Reader {
         while let Ok(event) = self.events.try_recv() {
             assert!(self.end.is_none(), "an event after the last one");
             match event {
-                EngineEvent::Started { cached_tokens } => {
+                EngineEvent::Started { cached_tokens, .. } => {
                     assert!(self.cached.is_none() && self.tokens.is_empty(), "once, and first");
                     self.cached = Some(cached_tokens);
                 }
@@ -315,10 +316,17 @@ impl Rig {
         };
         let (sender, commands) = mpsc::channel(setup.max_requests + 1024);
         let (stats, watch) = watch::channel(EngineStats::default());
+        let metrics = Arc::new(EngineMetrics::default());
         let thread = std::thread::current();
-        let handle = EngineHandle::new(sender, setup.max_requests, watch, thread);
-        let engine =
-            Engine::new(setup.config(), Box::new(backend), Box::new(loader), commands, stats);
+        let handle = EngineHandle::new(sender, setup.max_requests, watch, metrics.clone(), thread);
+        let engine = Engine::new(
+            setup.config(),
+            Box::new(backend),
+            Box::new(loader),
+            commands,
+            stats,
+            metrics,
+        );
         Self { engine, handle, clock }
     }
 

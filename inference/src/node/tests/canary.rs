@@ -1,5 +1,6 @@
-//! Nothing that a customer sends or gets may be read in a log, at whatever level.
+//! Nothing that a customer sends or gets may be read in a log, at whatever level, in a metric or a trace.
 
+use super::collector::Collector;
 use super::control_plane::ControlPlane;
 use super::harness::{Customer, Node, adapter, chat, text};
 use super::sse::{self, Events};
@@ -23,7 +24,7 @@ const LISTENING: &str = "the log is being listened to";
 
 /// The log belongs to the whole process, so the chats happen in one of their own.
 #[test]
-fn no_prompt_answer_or_key_is_ever_logged() {
+fn no_prompt_answer_or_key_is_ever_in_a_log_a_metric_or_a_trace() {
     if let Ok(key) = std::env::var(CHILD_KEY) {
         let answers = std::env::var(CHILD_ANSWERS).expect("set with the key");
         return tokio::runtime::Runtime::new().expect("a runtime").block_on(chats(&key, &answers));
@@ -41,7 +42,15 @@ fn no_prompt_answer_or_key_is_ever_logged() {
     let log = [child.stdout, child.stderr].concat();
     let log = String::from_utf8_lossy(&log);
     assert!(child.status.success(), "{log}");
-    for line in [LISTENING, "node ready", "request failed", "TRACE"] {
+    for line in [
+        LISTENING,
+        "node ready",
+        "request failed",
+        "TRACE",
+        "access: request request=req_",
+        "lorikeet_completion_tokens_total",
+        "gen_ai.usage.output_tokens",
+    ] {
         assert!(log.contains(line), "{line}: nothing was listened to");
     }
 
@@ -89,7 +98,9 @@ async fn chats(key: &str, answers: &str) {
     let customer = Customer { key: ApiKey::parse(key).expect("a key"), ..Customer::new() };
     let lost = adapter(customer.adapter("lost", AdapterState::Servable));
     let control_plane = ControlPlane::start([customer.resources(), vec![lost]].concat());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let collector = Collector::start().await;
+    let endpoint = collector.url();
+    let node = Node::ready(&control_plane, |c| c.trace.endpoint = Some(endpoint)).await;
     let of_canary = |more: Value| {
         let mut body = chat(more);
         body["messages"][0]["content"] = PROMPT.into();
@@ -137,5 +148,10 @@ async fn chats(key: &str, answers: &str) {
         .chain(pieces.map(|text| (true, text)))
         .collect();
     std::fs::write(answers, serde_json::to_vec(&answered).expect("JSON")).expect("written");
+    // Beside the log, what is told in other ways.
+    let metrics =
+        reqwest::get(format!("http://{}/metrics", node.metrics)).await.expect("an answer");
+    eprintln!("{}", metrics.text().await.expect("a body"));
     node.stop().await;
+    eprintln!("{:#?}", collector.spans());
 }

@@ -145,14 +145,15 @@ async fn a_taken_port_and_data_in_use_are_named() {
     let control_plane = ControlPlane::start(Vec::new());
     let node = Node::start(&control_plane, |_| {}).await;
     let address: SocketAddr = node.address;
-    let taken = super::super::bind(address).await.expect_err("it is taken");
+    let taken = super::super::bind(address, "LORIKEET_NODE_LISTEN").await.expect_err("it is taken");
     assert!(format!("{taken:#}").contains(&address.to_string()), "{taken:#}");
 
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let api = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let sockets = super::super::Sockets { api, metrics: None };
     let config = super::harness::config(node.data.path(), &control_plane.url(), address);
     let store = Arc::new(crate::adapters::LocalStore::new(node.objects.clone()));
     node.until_up().await;
-    let second = super::super::serve(config, listener, store, CancellationToken::new()).await;
+    let second = super::super::serve(config, sockets, store, CancellationToken::new()).await;
     let error = format!("{:#}", second.expect_err("the data is in use"));
     assert!(error.contains("in use by another process"), "{error}");
     node.stop().await;

@@ -1,11 +1,13 @@
 //! A node on a real socket, and customers of two tenants.
 
+use super::super::{Sockets, serve};
 use super::control_plane::{ControlPlane, SOON};
 use crate::adapters::{LocalStore, ObjectStore, ResidencyConfig, S3Config};
 use crate::backend::sim::{SimConfig, SimCost};
 use crate::config::{Config, Device, DrainConfig};
 use crate::model::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
+use crate::telemetry::TraceConfig;
 use crate::usage::LogConfig;
 use lorikeet_contract::key::ApiKey;
 use lorikeet_contract::link::{
@@ -102,6 +104,7 @@ fn resource(kind: ResourceKind, id: String, payload: &impl Message) -> Resource 
 /// A running node and where it keeps its data.
 pub struct Node {
     pub address: SocketAddr,
+    pub metrics: SocketAddr,
     pub data: TempDir,
     pub objects: PathBuf,
     shutdown: CancellationToken,
@@ -129,13 +132,16 @@ impl Node {
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
+        let metrics_listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let metrics = metrics_listener.local_addr().expect("an address");
         let objects = data.path().join("objects");
         let mut config = config(data.path(), control_plane, address);
         tweak(&mut config);
         let store: Arc<dyn ObjectStore> = Arc::new(LocalStore::new(objects.clone()));
+        let sockets = Sockets { api: listener, metrics: Some(metrics_listener) };
         let shutdown = CancellationToken::new();
-        let served = tokio::spawn(super::super::serve(config, listener, store, shutdown.clone()));
-        Self { address, data, objects, shutdown, served }
+        let served = tokio::spawn(serve(config, sockets, store, shutdown.clone()));
+        Self { address, metrics, data, objects, shutdown, served }
     }
 
     pub async fn until_ready(&self) {
@@ -262,6 +268,8 @@ pub fn config(data: &Path, control_plane: &str, address: SocketAddr) -> Config {
     let cost = SimCost { step: Duration::from_millis(1), ..SimCost::FREE };
     Config {
         listen: address,
+        metrics_listen: None,
+        trace: TraceConfig { endpoint: None, ca: None, sampled: 1.0 },
         data: data.to_owned(),
         name: "test".into(),
         control_plane: control_plane.into(),

@@ -63,3 +63,23 @@ pub fn refused(slot: AdapterSlot, what: &str) -> BackendError {
 pub fn not_ready(slot: AdapterSlot) -> BackendError {
     refused(slot, "holds no ready adapter")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_read_and_emptied_by_its_own_generation_only() {
+        let slot = |index, generation| AdapterSlot { index, generation };
+        let mut table = SlotTable::new(2);
+        table.check_empty(slot(1, 3)).unwrap();
+        table.fill(slot(1, 3), "a");
+        assert!(table.check_empty(slot(1, 4)).unwrap_err().to_string().contains("evict it first"));
+        assert!(table.check_empty(slot(2, 1)).unwrap_err().to_string().contains("does not exist"));
+        assert_eq!((table.get(slot(1, 2)), table.get(slot(0, 3))), (None, None));
+        assert_eq!(table.take(slot(1, 2)), None);
+        assert_eq!(table.get(slot(1, 3)), Some(&"a"));
+        assert_eq!(table.take(slot(1, 3)), Some("a"));
+        table.check_empty(slot(1, 4)).unwrap();
+    }
+}

@@ -74,3 +74,57 @@ impl<J, R> Drop for Uploads<J, R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(index: u32) -> AdapterSlot {
+        AdapterSlot { index, generation: 1 }
+    }
+
+    fn wait<J: Send + 'static, R: Send + 'static>(uploads: &Uploads<J, R>) -> Placed<R> {
+        loop {
+            if let Some(placed) = uploads.next_placed() {
+                return placed;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_full_queue_asks_to_come_back_later() {
+        let (go, wait_for) = sync_channel::<()>(0);
+        let held = move |()| {
+            // The closed channel lets all others pass.
+            let _ = wait_for.recv();
+            Ok(())
+        };
+        let uploads = Uploads::spawn("lk-test-upload", held).unwrap();
+        // The worker holds one more than the queue.
+        let mut sent = 0;
+        let refused = loop {
+            match uploads.send(slot(sent), (), 7) {
+                Ok(()) => sent += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, BackendError::NoRoomYet { bytes: 7 }), "{refused}");
+        assert!((QUEUE as u32..=QUEUE as u32 + 1).contains(&sent), "{sent}");
+        drop(go);
+        assert_eq!(wait(&uploads).slot, slot(0));
+        assert_eq!(wait(&uploads).slot, slot(1));
+        uploads.send(slot(sent), (), 7).unwrap();
+    }
+
+    #[test]
+    fn a_panic_is_an_error_of_its_adapter_alone() {
+        let place = |fails: bool| if fails { panic!("planted") } else { Ok(()) };
+        let uploads = Uploads::spawn("lk-test-upload", place).unwrap();
+        for (index, fails) in [true, false].into_iter().enumerate() {
+            uploads.send(slot(index as u32), fails, 0).unwrap();
+            let placed = wait(&uploads);
+            assert_eq!((placed.slot.index as usize, placed.result.is_err()), (index, fails));
+        }
+    }
+}

@@ -140,7 +140,7 @@ async fn list(args: List) -> anyhow::Result<()> {
     if adapters.is_empty() {
         println!("no adapters yet: `lorikeet adapters push DIR --name NAME` uploads one");
     }
-    for upload::Adapter { name, serving_version, latest_version } in adapters {
+    for upload::Adapter { name, serving_version, latest_version, aliases } in adapters {
         let serving =
             serving_version.map_or("answers not yet".into(), |v| format!("version {v} answers"));
         let latest = match latest_version {
@@ -150,7 +150,8 @@ async fn list(args: List) -> anyhow::Result<()> {
             }
             _ => String::new(),
         };
-        println!("{name:<32} {serving}{latest}");
+        let aliases = aliases.iter().map(|a| format!("; {} is version {}", a.alias, a.version));
+        println!("{name:<32} {serving}{latest}{}", aliases.collect::<String>());
     }
     Ok(())
 }

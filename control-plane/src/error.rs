@@ -50,6 +50,8 @@ pub enum ApiError {
     QuotaExceeded { what: &'static str, limit: i64 },
     #[error(transparent)]
     AdapterRefused(#[from] AdapterError),
+    #[error("version {version} is not ready: wait until it is, or name another")]
+    VersionNotReady { version: i32 },
     #[error("the upload is completed, cancelled or expired: start a new one")]
     UploadClosed,
     #[error(
@@ -109,6 +111,7 @@ impl ApiError {
             Self::EmailTaken => (S::CONFLICT, "email_taken"),
             Self::QuotaExceeded { .. } => (S::FORBIDDEN, "quota_exceeded"),
             Self::AdapterRefused(refusal) => (S::UNPROCESSABLE_ENTITY, refusal.code()),
+            Self::VersionNotReady { .. } => (S::CONFLICT, "version_not_ready"),
             Self::UploadClosed => (S::CONFLICT, "upload_closed"),
             Self::UploadIncomplete { .. } => (S::CONFLICT, "upload_incomplete"),
             Self::PartsRejected { .. } => (S::CONFLICT, "parts_rejected"),

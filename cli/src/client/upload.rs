@@ -220,6 +220,14 @@ pub struct Adapter {
     /// The newest that answers.
     pub serving_version: Option<u32>,
     pub latest_version: Option<Version>,
+    pub aliases: Vec<Alias>,
+}
+
+/// A name that points at a version.
+#[derive(Debug, Deserialize)]
+pub struct Alias {
+    pub alias: String,
+    pub version: u32,
 }
 
 /// `None` when the tenant has no adapter of this name.

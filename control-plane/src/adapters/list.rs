@@ -1,5 +1,6 @@
 //! Look-ups inside the transaction's tenant.
 
+use super::alias::{self, Alias};
 use super::version::Version;
 use lorikeet_contract::BaseModelSpec;
 use sqlx::types::Json;
@@ -16,6 +17,8 @@ pub struct AdapterSummary {
     pub latest: Option<Version>,
     /// The newest version that answers.
     pub serving_version: Option<i32>,
+    /// By name.
+    pub aliases: Vec<Alias>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -43,11 +46,12 @@ pub async fn list(tx: &mut PgConnection) -> Result<Vec<AdapterSummary>, sqlx::Er
          where state <> 'deleted' order by adapter_id, version desc",
         Version::COLUMNS
     )))
-    .fetch_all(tx)
+    .fetch_all(&mut *tx)
     .await?;
+    let aliases = alias::all(tx).await?;
     let summary = |row: AdapterRow| {
         let latest = latest.iter().find(|v| v.adapter_id == row.id).cloned();
-        row.summary(latest)
+        row.summary(latest, &aliases)
     };
     Ok(rows.into_iter().map(summary).collect())
 }
@@ -62,8 +66,9 @@ pub async fn find(
             .fetch_optional(&mut *tx)
             .await?;
     let Some(row) = row else { return Ok(None) };
-    let latest = versions(tx, row.id).await?.into_iter().next();
-    Ok(Some(row.summary(latest)))
+    let latest = versions(&mut *tx, row.id).await?.into_iter().next();
+    let aliases = alias::all(tx).await?;
+    Ok(Some(row.summary(latest, &aliases)))
 }
 
 /// Newest first, without deleted ones.
@@ -99,13 +104,15 @@ pub async fn base_model(conn: &mut PgConnection) -> Result<Option<BaseModelSpec>
 }
 
 impl AdapterRow {
-    fn summary(self, latest: Option<Version>) -> AdapterSummary {
+    fn summary(self, latest: Option<Version>, aliases: &[Alias]) -> AdapterSummary {
+        let own = aliases.iter().filter(|alias| alias.adapter_id == self.id);
         AdapterSummary {
             id: self.id,
             name: self.name,
             created_at: self.created_at,
             latest,
             serving_version: self.serving_version,
+            aliases: own.cloned().collect(),
         }
     }
 }

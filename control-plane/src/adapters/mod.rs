@@ -1,5 +1,6 @@
 //! Adapters and their versions, as pages and the API show them and as nodes learn of them.
 
+pub mod alias;
 mod delete;
 mod fail;
 mod list;

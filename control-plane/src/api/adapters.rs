@@ -2,6 +2,7 @@
 
 use super::extract::Path;
 use crate::access::{Access, Registry};
+use crate::adapters::alias::Alias;
 use crate::adapters::{self, AdapterSummary, Version, VersionState};
 use crate::auth::TenantCaller;
 use crate::error::ApiError;
@@ -30,6 +31,7 @@ struct AdapterView {
     created_at: OffsetDateTime,
     /// The newest version that answers.
     serving_version: Option<i32>,
+    aliases: Vec<Alias>,
     latest_version: Option<VersionView>,
 }
 
@@ -92,6 +94,7 @@ impl AdapterView {
             name: adapter.name,
             created_at: adapter.created_at,
             serving_version: adapter.serving_version,
+            aliases: adapter.aliases,
             latest_version: adapter.latest.map(|version| {
                 let waiting_for = adapters::waiting_for(version.state, no_node);
                 VersionView::new(version, waiting_for)

@@ -2,6 +2,7 @@
 
 mod account;
 mod adapters;
+mod aliases;
 pub mod extract;
 mod keys;
 mod operator;
@@ -16,6 +17,7 @@ pub(crate) fn routes(registry: Registry) -> Registry {
     let registry = account::routes(registry);
     let registry = keys::routes(registry);
     let registry = adapters::routes(registry);
+    let registry = aliases::routes(registry);
     let registry = uploads::routes(registry);
     let registry = usage::routes(registry);
     operator::routes(registry)

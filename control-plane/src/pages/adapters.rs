@@ -2,6 +2,7 @@
 
 use super::{Page, format, render};
 use crate::access::{Access, Registry};
+use crate::adapters::alias::Alias;
 use crate::adapters::{self, AdapterSummary, Version, VersionState};
 use crate::api::extract::Path;
 use crate::auth::{Session, TenantCaller};
@@ -46,6 +47,7 @@ struct AdapterPage {
     page: Page,
     name: String,
     latest_version: i32,
+    aliases: Vec<Alias>,
     api_base_url: String,
     versions: Vec<VersionRow>,
     moving: bool,
@@ -208,9 +210,11 @@ async fn show(
 ) -> Result<Html<String>, ApiError> {
     let mut tx = state.db.app.read(&caller.acting()).await?;
     let versions = version_rows(&mut tx, &name).await?;
+    let adapter = adapters::find(&mut tx, &name).await?.ok_or(ApiError::NotFound)?;
     drop(tx);
     render(&AdapterPage {
         page: Page::new(&session, "adapters"),
+        aliases: adapter.aliases,
         latest_version: versions.first().map_or(1, |version| version.version),
         api_base_url: state.config.api_base_url.clone(),
         moving: versions.iter().any(|version| version.state.is_moving()),

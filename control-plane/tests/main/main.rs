@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test the panic is the report")]
 
 mod account;
+mod aliases;
 mod bad_uploads;
 mod forgery;
 mod ingest;

@@ -29,6 +29,7 @@ async fn sample(client: &Client<'_>, parameter: &str) -> String {
         "version" => "1".to_owned(),
         "upload" => sample_upload(client).await,
         "tenant" => client.tenant.clone(),
+        "alias" => "stable".to_owned(),
         _ => panic!("no sample for the path parameter `{parameter}`: add one here"),
     }
 }
@@ -43,6 +44,8 @@ async fn sample_adapter(client: &Client<'_>) -> (String, Uuid) {
         "insert into adapter (id, tenant_id, name) values ($1, $2, 'a-' || replace($1::text, '-', ''))",
         "insert into adapter_version (id, tenant_id, adapter_id, version, state)
            values ($1, $2, $1, 1, 'uploading')",
+        "insert into alias (id, tenant_id, adapter_id, alias, version_id)
+           values ($1, $2, $1, 'stable', $1)",
     ] {
         let query = sqlx::query(statement).bind(id).bind(tenant.as_uuid());
         query.execute(&mut owner).await.unwrap();
@@ -81,6 +84,7 @@ fn sample_body(route: &Route) -> Value {
             });
             json!({ "parts": [part] })
         }
+        "/api/v1/adapters/{name}/aliases/{alias}" => json!({ "version": 1 }),
         _ => json!({}),
     }
 }

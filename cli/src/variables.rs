@@ -60,6 +60,7 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_MODEL", "model", "The base model: a GGUF file or a Hugging Face directory"),
     plain("LORIKEET_MODEL_NAME", "model-name", "What /v1/models calls it [default: from the model]"),
     plain("LORIKEET_PUBLIC_API_URL", "public-api-url", "Where customers reach this node; ends in /v1"),
+    plain("LORIKEET_CORS_ORIGINS", "cors-origins", "Other origins whose pages may, separated by commas; *: any"),
     plain("LORIKEET_DASHBOARD_ORIGIN", "dashboard-origin", "Origin of the pages that may call /v1 from a browser"),
     plain("LORIKEET_S3_ENDPOINT", "s3-endpoint", "The object store's URL"),
     plain("LORIKEET_S3_BUCKET", "s3-bucket", "[default: lorikeet]"),

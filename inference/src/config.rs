@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+use tower_http::cors::AllowOrigin;
 
 /// Requests that a node holds at once, waiting or running, unless told otherwise. One more gets 429.
 const MAX_REQUESTS: usize = 512;
@@ -41,6 +42,8 @@ pub struct Config {
     pub public_api_url: String,
     /// The dashboard, which may call this node from a browser.
     pub dashboard_origin: Option<HeaderValue>,
+    /// Other pages that may; `*`: any.
+    pub cors_origins: Vec<HeaderValue>,
     /// With a read-only credential.
     pub s3: S3Config,
     pub device: Device,
@@ -83,6 +86,16 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// Whose pages may call the API from a browser; None: nobody's.
+    pub fn cors_origins(&self) -> Option<AllowOrigin> {
+        if self.cors_origins.iter().any(|origin| origin == "*") {
+            return Some(AllowOrigin::any());
+        }
+        let origins: Vec<_> =
+            self.dashboard_origin.iter().chain(&self.cors_origins).cloned().collect();
+        (!origins.is_empty()).then(|| AllowOrigin::list(origins))
+    }
+
     /// `var` looks a variable up; an empty value counts as unset.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let vars = Vars(&var);
@@ -111,6 +124,7 @@ impl Config {
             model_name: vars.optional("LORIKEET_MODEL_NAME")?,
             public_api_url: public_api_url(&vars, listen)?,
             dashboard_origin: dashboard_origin(&vars)?,
+            cors_origins: cors_origins(&vars)?,
             s3: s3(&vars)?,
             device: device(&vars, scheduler)?,
             scheduler,
@@ -212,16 +226,33 @@ where
     F: Fn(&str) -> Option<String>,
 {
     let name = "LORIKEET_DASHBOARD_ORIGIN";
-    let Some(text) = vars.optional::<String>(name)? else { return Ok(None) };
+    vars.optional::<String>(name)?.map(|text| origin(name, &text)).transpose()
+}
+
+fn cors_origins<F>(vars: &Vars<'_, F>) -> Result<Vec<HeaderValue>, ConfigError>
+where
+    F: Fn(&str) -> Option<String>,
+{
+    let name = "LORIKEET_CORS_ORIGINS";
+    let list: String = vars.or(name, "")?;
+    let origins = list.split(',').map(str::trim).filter(|text| !text.is_empty());
+    origins
+        .map(
+            |text| if text == "*" { Ok(HeaderValue::from_static("*")) } else { origin(name, text) },
+        )
+        .collect()
+}
+
+fn origin(name: &'static str, text: &str) -> Result<HeaderValue, ConfigError> {
     let origin = text.trim_end_matches('/');
     let is_origin = origin.parse::<Uri>().is_ok_and(|uri| {
         uri.scheme().is_some() && matches!(uri.path(), "" | "/") && uri.query().is_none()
     });
     match HeaderValue::from_str(origin) {
-        Ok(value) if is_origin => Ok(Some(value)),
+        Ok(value) if is_origin => Ok(value),
         _ => Err(ConfigError::Invalid {
             name,
-            value: text,
+            value: text.to_owned(),
             reason: "an origin is wanted, such as https://lorikeet.example".into(),
         }),
     }
@@ -413,6 +444,7 @@ mod tests {
             ("LORIKEET_CONTROL_PLANE", "control-plane:7730"),
             ("LORIKEET_PUBLIC_API_URL", "http://node/"),
             ("LORIKEET_DASHBOARD_ORIGIN", "https://lorikeet.example/adapters"),
+            ("LORIKEET_CORS_ORIGINS", "b.example/x"),
             ("LORIKEET_DEVICE", "abacus"),
             ("LORIKEET_KV_TOKENS", "many"),
             ("LORIKEET_MAX_NUM_SEQS", "0"),

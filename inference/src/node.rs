@@ -65,6 +65,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let address = sockets.api.local_addr()?;
+    let origins = config.cors_origins();
     let uplink =
         Uplink::new(&config.control_plane, config.control_plane_ca.as_deref(), &config.token_file)?;
     let telemetry = Telemetry::new(Traces::new(&config.trace, &uplink.node_id().to_string())?);
@@ -125,7 +126,7 @@ pub async fn serve(
     });
     let announcement = announce(engine.handle.clone(), address, base.id, engine.device);
     let announcement = tokio::spawn(announcement);
-    let http = HttpServer::start(sockets.api, api::router(api, config.dashboard_origin));
+    let http = HttpServer::start(sockets.api, api::router(api, origins));
     let outcome = until_stopped(&engine.handle, &shutdown, config.drain.grace).await;
 
     // Each part goes when nobody needs it any more: requests, then the engine, the log that their

@@ -5,8 +5,26 @@ use crate::engine::EngineState;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use lorikeet_reference::Operation;
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+pub fn health_operation() -> Operation {
+    let answer = json!({ "type": "object", "properties": { "status": { "const": "ok" } } });
+    Operation::new("Whether the process answers").open().answers(200, "It does", answer)
+}
+
+pub fn ready_operation() -> Operation {
+    let answer = json!({
+        "type": "object",
+        "required": ["ready"],
+        "properties": { "ready": { "type": "boolean" }, "reason": { "type": "string" } },
+    });
+    Operation::new("Whether the node takes requests")
+        .open()
+        .answers(200, "It does", answer.clone())
+        .answers(503, "It does not, and why", answer)
+}
 
 pub async fn health() -> Json<Value> {
     Json(json!({ "status": "ok" }))

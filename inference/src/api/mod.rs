@@ -1,7 +1,7 @@
 //! What customers call: OpenAI's API, answered by this node alone.
 //!
 //! ```text
-//! observed ── CORS ── /health /ready
+//! observed ── CORS ── /health /ready /openapi.json /docs
 //!                └─── auth ── rate limits ── models, tokens
 //!                         └── chat, completions, responses ── request ── messages, parameters
 //!                                  │      └─ shape: whole, or stream
@@ -12,6 +12,7 @@ mod auth;
 mod body;
 mod chat;
 mod completions;
+mod description;
 mod error;
 mod generation;
 mod health;
@@ -20,6 +21,7 @@ mod models;
 mod parameters;
 mod rate_limits;
 mod responses;
+mod routes;
 mod shape;
 mod stream;
 mod tokens;
@@ -32,18 +34,18 @@ use crate::model::{ChatTemplate, Tokenizer};
 use crate::telemetry::{TRACERESPONSE, Telemetry, X_REQUEST_ID, observe};
 use crate::usage::UsageLog;
 use axum::extract::{DefaultBodyLimit, Request};
-use axum::http::{HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderName, Method, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
 use axum::{Extension, Router};
 use error::ApiError;
 use lorikeet_contract::{BaseModelSpec, RequestId};
+use routes::Routes;
 use std::any::Any;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowHeaders, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// Largest body of a request; far more text than a context holds.
 const MAX_BODY_BYTES: usize = 4 << 20;
@@ -63,50 +65,94 @@ pub struct Api {
     pub started_unix_s: i64,
 }
 
-/// The node's routes. `dashboard_origin` may call them from a browser.
-pub fn router(api: Arc<Api>, dashboard_origin: Option<HeaderValue>) -> Router {
+/// The routes, by who may call them, with their description.
+struct Table {
+    v1: Router<Arc<Api>>,
+    tokens: Router<Arc<Api>>,
+    open: Router<Arc<Api>>,
+    #[cfg(test)]
+    reference: lorikeet_reference::Reference,
+}
+
+impl Table {
+    fn new() -> Self {
+        let mut reference = description::reference();
+        reference.schema("Usage", description::usage());
+        for add_schemas in [
+            chat::add_schemas,
+            completions::add_schemas,
+            responses::add_schemas,
+            models::add_schemas,
+            tokens::add_schemas,
+        ] {
+            add_schemas(&mut reference);
+        }
+        let v1 = Routes::under("/v1", &mut reference)
+            .post("/chat/completions", chat::create, chat::operation())
+            .post("/completions", completions::create, completions::operation())
+            .post("/responses", responses::create, responses::operation())
+            .get("/models", models::list, models::list_operation())
+            .get("/models/{*model}", models::get, models::operation())
+            .finish();
+        // Where vLLM has them.
+        let tokens = Routes::under("", &mut reference)
+            .post("/tokenize", tokens::tokenize, tokens::tokenize_operation())
+            .post("/detokenize", tokens::detokenize, tokens::detokenize_operation())
+            .finish();
+        let open = Routes::under("", &mut reference)
+            .get("/health", health::health, health::health_operation())
+            .get("/ready", health::ready, health::ready_operation())
+            .finish();
+        let open = open.merge(description::routes(&mut reference));
+        Self {
+            v1,
+            tokens,
+            open,
+            #[cfg(test)]
+            reference,
+        }
+    }
+}
+
+/// What `/openapi.json` says.
+#[cfg(test)]
+pub fn document() -> serde_json::Value {
+    Table::new().reference.document()
+}
+
+/// The node's routes. Pages of `origins` may call them from a browser.
+pub fn router(api: Arc<Api>, origins: Option<AllowOrigin>) -> Router {
     let telemetry = api.telemetry.clone();
-    let v1 = Router::new()
-        .route("/chat/completions", post(chat::create))
-        .route("/completions", post(completions::create))
-        .route("/responses", post(responses::create))
-        .route("/models", get(models::list))
-        .route("/models/{*model}", get(models::get))
+    let Table { v1, tokens, open, .. } = Table::new();
+    let v1 = v1
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(from_fn_with_state(api.clone(), rate_limits::admit))
         .layer(from_fn_with_state(api.clone(), rate_limits::tell))
         .layer(from_fn_with_state(api.clone(), auth::require_key));
-    // Where vLLM has them.
-    let tokens = Router::new()
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route_layer(from_fn_with_state(api.clone(), auth::require_key));
+    let tokens = tokens.route_layer(from_fn_with_state(api.clone(), auth::require_key));
     let router = Router::new()
         .nest("/v1", v1)
         .merge(tokens)
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
+        .merge(open)
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(api)
         .layer(CatchPanicLayer::custom(panicked));
-    let router = match dashboard_origin {
-        Some(origin) => router.layer(cors(origin)),
+    let router = match origins {
+        Some(origins) => router.layer(cors(origins)),
         None => router,
     };
     router.layer(from_fn(write_errors)).layer(from_fn_with_state(telemetry, observe))
 }
 
 /// Keys travel in a header and never in cookies, so no credentials are allowed.
-fn cors(origin: HeaderValue) -> CorsLayer {
-    let exposed = [X_REQUEST_ID, TRACERESPONSE, header::RETRY_AFTER]
-        .into_iter()
-        .chain(rate_limits::header_names());
-    let exposed: Vec<HeaderName> = exposed.collect();
+fn cors(origins: AllowOrigin) -> CorsLayer {
+    let own = [X_REQUEST_ID, TRACERESPONSE, header::RETRY_AFTER, parameters::IGNORED];
+    let exposed: Vec<HeaderName> = own.into_iter().chain(rate_limits::header_names()).collect();
     CorsLayer::new()
-        .allow_origin(origin)
+        .allow_origin(origins)
         .allow_methods([Method::GET, Method::POST])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(exposed)

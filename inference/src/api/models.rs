@@ -2,12 +2,14 @@
 
 use super::Api;
 use super::auth::Caller;
+use super::description::{OF_A_KEY, OF_A_MODEL};
 use super::error::ApiError;
 use crate::adapters::AdapterManifest;
 use crate::link::{Adapter, AdapterVersion, VersionState};
 use axum::extract::{Path, State};
 use axum::{Extension, Json};
 use lorikeet_contract::{AdapterVersionId, BaseModelSpec};
+use lorikeet_reference::{Operation, Reference, named};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -89,6 +91,56 @@ struct AdapterFacts {
     max_rank: u32,
     /// That stand for this version.
     aliases: Vec<String>,
+}
+
+pub fn operation() -> Operation {
+    Operation::new("Look at a model")
+        .answers(200, "The model", named("Model"))
+        .fails_with(OF_A_KEY)
+        .fails_with(OF_A_MODEL)
+}
+
+pub fn list_operation() -> Operation {
+    let list = json!({
+        "type": "object",
+        "properties": {
+            "object": { "const": "list" },
+            "data": { "type": "array", "items": named("Model") },
+        },
+    });
+    let what =
+        "The base model, and your adapters by name and by alias, as far as they can be asked";
+    Operation::new("List models").answers(200, what, list).fails_with(OF_A_KEY)
+}
+
+pub fn add_schemas(reference: &mut Reference) {
+    let text = json!({ "type": "string" });
+    let adapter = json!({
+        "type": "object",
+        "properties": {
+            "name": text,
+            "version": { "type": "integer" },
+            "version_id": text,
+            "digest": text,
+            "max_rank": { "type": "integer" },
+            "aliases": { "type": "array", "items": text },
+        },
+    });
+    let model = json!({
+        "type": "object",
+        "required": ["id", "object", "created", "owned_by", "root", "parent"],
+        "properties": {
+            "id": text,
+            "object": { "const": "model" },
+            "created": { "type": "integer" },
+            "owned_by": text,
+            "root": { "type": "string", "description": "What the name stands for now." },
+            "parent": { "type": ["string", "null"], "description": "An adapter's base model." },
+            "max_model_len": { "type": "integer" },
+            "adapter": adapter,
+        },
+    });
+    reference.schema("Model", model);
 }
 
 /// The base model, and each of the caller's adapters by its bare name and by its aliases, as far as

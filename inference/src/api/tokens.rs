@@ -4,14 +4,80 @@ use super::Api;
 use super::auth::Caller;
 use super::body::JsonObject;
 use super::chat::prompt;
+use super::description::{OF_A_BODY, OF_A_KEY, OF_A_MODEL};
 use super::error::ApiError;
 use super::messages::CHAT;
 use super::models::resolve;
 use crate::model::Specials;
 use axum::extract::State;
 use axum::{Extension, Json};
+use lorikeet_reference::{Operation, Reference, named};
 use serde_json::{Value, json};
 use std::sync::Arc;
+
+pub fn tokenize_operation() -> Operation {
+    let answer = json!({
+        "type": "object",
+        "required": ["count", "max_model_len", "tokens"],
+        "properties": {
+            "count": { "type": "integer" },
+            "max_model_len": { "type": "integer" },
+            "tokens": { "type": "array", "items": { "type": "integer" } },
+            "token_strs": { "type": "array", "items": { "type": "string" } },
+        },
+    });
+    described("Turn a prompt or a chat into tokens", "TokenizeRequest", "The tokens", answer)
+}
+
+pub fn detokenize_operation() -> Operation {
+    let answer = json!({
+        "type": "object",
+        "required": ["prompt"],
+        "properties": { "prompt": { "type": "string" } },
+    });
+    described("Turn tokens into text", "DetokenizeRequest", "The text", answer)
+}
+
+fn described(summary: &'static str, body: &str, what: &str, answer: Value) -> Operation {
+    Operation::new(summary)
+        .body(named(body))
+        .answers(200, what, answer)
+        .fails_with(OF_A_KEY)
+        .fails_with(OF_A_MODEL)
+        .fails_with(OF_A_BODY)
+}
+
+pub fn add_schemas(reference: &mut Reference) {
+    let shared = json!({
+        "model": { "type": "string" },
+        "return_token_strs": { "type": ["boolean", "null"] },
+        "add_special_tokens": { "type": ["boolean", "null"] },
+    });
+    let with = |name: &str, schema: Value| {
+        let mut properties = shared.clone();
+        properties[name] = schema;
+        json!({
+            "type": "object",
+            "required": ["model", name],
+            "properties": properties,
+            "additionalProperties": false,
+        })
+    };
+    let messages = json!({ "type": "array", "minItems": 1, "items": named("Message") });
+    let either = [with("prompt", json!({ "type": "string" })), with("messages", messages)];
+    reference.schema("TokenizeRequest", json!({ "anyOf": either }));
+    let tokens = json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX });
+    let detokenize = json!({
+        "type": "object",
+        "required": ["model", "tokens"],
+        "properties": {
+            "model": { "type": "string" },
+            "tokens": { "type": "array", "items": tokens },
+        },
+        "additionalProperties": false,
+    });
+    reference.schema("DetokenizeRequest", detokenize);
+}
 
 /// A text as `/v1/completions` would read it, or messages as `/v1/chat/completions` would.
 pub async fn tokenize(

@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`
 
 mod request;
+pub mod schema;
 mod shape;
 
 use super::auth::Caller;
@@ -19,6 +20,7 @@ use request::ChatRequest;
 use shape::ChatShape;
 use std::sync::Arc;
 
+pub use schema::{add_schemas, operation};
 pub use shape::finish_reason;
 
 pub async fn create(

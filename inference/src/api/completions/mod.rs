@@ -1,6 +1,7 @@
 //! `POST /v1/completions`
 
 mod request;
+mod schema;
 mod shape;
 
 use super::Api;
@@ -19,6 +20,8 @@ use lorikeet_contract::RequestId;
 use request::{CompletionRequest, Prompt};
 use shape::CompletionShape;
 use std::sync::Arc;
+
+pub use schema::{add_schemas, operation};
 
 pub async fn create(
     State(api): State<Arc<Api>>,

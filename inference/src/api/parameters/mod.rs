@@ -7,6 +7,7 @@
 mod bias;
 mod fields;
 mod range;
+pub mod schema;
 mod stop;
 
 pub use fields::Fields;

@@ -13,7 +13,6 @@ pub struct Real {
     pub what: &'static str,
 }
 
-#[expect(dead_code, reason = "the API's description reads all of it")]
 impl Real {
     pub fn allows(&self, value: f32) -> bool {
         let enough = if self.above { value > self.least } else { value >= self.least };
@@ -49,7 +48,6 @@ pub struct Integer {
     pub what: &'static str,
 }
 
-#[expect(dead_code, reason = "the API's description reads all of it")]
 impl Integer {
     pub fn allows(&self, value: u32) -> bool {
         (self.least..=self.most).contains(&value)

@@ -1,6 +1,7 @@
 //! `POST /v1/responses`, without memory: nothing is stored, and every request brings its whole input.
 
 mod request;
+mod schema;
 mod shape;
 
 use super::Api;
@@ -19,6 +20,8 @@ use lorikeet_contract::RequestId;
 use request::ResponseRequest;
 use shape::ResponseShape;
 use std::sync::Arc;
+
+pub use schema::{add_schemas, operation};
 
 pub async fn create(
     State(api): State<Arc<Api>>,

@@ -153,7 +153,7 @@ async fn a_revoked_key_is_refused_at_once_its_running_request_ends_and_a_restart
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_dashboard_may_call_from_a_browser_and_no_other_page() {
+async fn the_pages_that_were_named_may_call_from_a_browser_and_no_others() {
     let customer = Customer::new();
     let control_plane = ControlPlane::start(customer.resources());
     let node = Node::ready(&control_plane, |_| {}).await;
@@ -168,6 +168,8 @@ async fn the_dashboard_may_call_from_a_browser_and_no_other_page() {
     let allowed = preflight("https://dashboard.example").await;
     assert_eq!(allowed["access-control-allow-origin"], "https://dashboard.example");
     assert!(allowed["access-control-allow-headers"].to_str().unwrap().contains("x-stainless-os"));
+    let app = preflight("https://app.example").await;
+    assert_eq!(app["access-control-allow-origin"], "https://app.example");
     let foreign = preflight("https://elsewhere.example").await;
     assert_ne!(
         foreign.get("access-control-allow-origin").map(|v| v.as_bytes()),

@@ -20,7 +20,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -191,6 +191,7 @@ impl Node {
             request = request.bearer_auth(key);
         }
         let response = request.send().await.expect("an answer");
+        assert_declared("get", path, response.status());
         (response.status(), response.text().await.expect("a body"))
     }
 
@@ -200,7 +201,10 @@ impl Node {
 
     pub async fn post_to(&self, path: &str, key: &str, body: &Value) -> reqwest::Response {
         let request = reqwest::Client::new().post(self.url(path));
-        request.timeout(SOON).bearer_auth(key).json(body).send().await.expect("an answer")
+        let request = request.timeout(SOON).bearer_auth(key).json(body);
+        let response = request.send().await.expect("an answer");
+        assert_declared("post", path, response.status());
+        response
     }
 
     /// A chat that must succeed.
@@ -220,6 +224,15 @@ impl Node {
         assert!(!status.is_success(), "{body}");
         (status, body["error"].clone())
     }
+}
+
+/// Whatever a test meets is in the API's description.
+fn assert_declared(method: &str, path: &str, status: StatusCode) {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(crate::api::document);
+    let Some(pattern) = lorikeet_reference::pattern_of(&DOCUMENT, path) else { return };
+    let known = DOCUMENT["paths"][pattern].get(method).is_some();
+    let declared = lorikeet_reference::declares(&DOCUMENT, method, pattern, status.as_u16());
+    assert!(declared || !known, "{method} {pattern} answers {status}, which is not declared");
 }
 
 /// A small chat with the base model, changed by `more`.
@@ -278,6 +291,7 @@ pub fn config(data: &Path, control_plane: &str, address: SocketAddr) -> Config {
         model: lorikeet_kit::model_path(),
         model_name: Some(MODEL.into()),
         public_api_url: format!("http://{address}/v1"),
+        cors_origins: vec!["https://app.example".parse().expect("a value")],
         dashboard_origin: Some("https://dashboard.example".parse().expect("a value")),
         s3: S3Config {
             endpoint: String::new(),

@@ -7,6 +7,7 @@ mod choices;
 mod collector;
 mod completions;
 mod control_plane;
+mod description;
 mod failures;
 mod harness;
 mod limits;

@@ -1,0 +1,34 @@
+use super::control_plane::ControlPlane;
+use super::harness::{Customer, Node};
+use reqwest::StatusCode;
+use serde_json::Value;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_api_describes_itself_for_programs_and_for_people() {
+    let customer = Customer::new();
+    let control_plane = ControlPlane::start(customer.resources());
+    let node = Node::ready(&control_plane, |_| {}).await;
+    let (status, json) = node.get("/openapi.json", None).await;
+    assert_eq!(status, StatusCode::OK);
+    let document: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(document, crate::api::document());
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in methods.as_object().expect("methods") {
+            let statuses = operation["responses"].as_object().expect("responses");
+            assert!(statuses.keys().all(|s| s.parse::<u16>().is_ok()), "{method} {path}");
+            assert!(statuses.keys().any(|s| s.starts_with('2')), "{method} {path}");
+        }
+    }
+    let names: Vec<_> =
+        document["components"]["schemas"].as_object().expect("schemas").keys().collect();
+    for reference in json.split("#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().expect("a name");
+        assert!(names.iter().any(|n| *n == name), "{name} is not described");
+    }
+    let page = reqwest::get(node.url("/docs")).await.expect("an answer");
+    let policy = page.headers()["content-security-policy"].to_str().expect("text").to_owned();
+    assert!(policy.contains("default-src 'none'"));
+    let page = page.text().await.expect("a body");
+    assert!(page.contains("/v1/chat/completions") && page.contains("repetition_penalty"));
+    node.stop().await;
+}

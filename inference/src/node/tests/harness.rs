@@ -160,6 +160,11 @@ impl Node {
         assert_eq!(self.get("/health", None).await.0, StatusCode::OK);
     }
 
+    /// What SIGTERM does.
+    pub fn tell_to_stop(&self) {
+        self.shutdown.cancel();
+    }
+
     /// Stops it in order, and gives its data back.
     pub async fn stop(self) -> TempDir {
         self.shutdown.cancel();

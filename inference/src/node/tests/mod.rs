@@ -15,4 +15,5 @@ mod manifest;
 mod metering;
 mod responses;
 mod sse;
+mod stopping;
 mod telemetry;

@@ -76,6 +76,7 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_ADAPTER_DEVICE_BYTES", "adapter-device-bytes", "Memory for adapters ready to run, in bytes"),
     plain("LORIKEET_ADAPTER_HOST_BYTES", "adapter-host-bytes", "Memory for adapters one copy away, in bytes"),
     plain("LORIKEET_ADAPTER_DISK_BYTES", "adapter-disk-bytes", "Disk for adapters that were used once, in bytes"),
+    plain("LORIKEET_ADAPTER_LOAD_SECONDS", "adapter-load-seconds", "How long the download of an adapter may take [default: 120]"),
 ];
 
 /// A table of variables, as a type for [`Flags`].

@@ -291,6 +291,9 @@ where
     Ok(ResidencyConfig {
         host_bytes: vars.positive("LORIKEET_ADAPTER_HOST_BYTES")?.unwrap_or(default.host_bytes),
         disk_bytes: vars.positive("LORIKEET_ADAPTER_DISK_BYTES")?.unwrap_or(default.disk_bytes),
+        load_deadline: vars
+            .positive("LORIKEET_ADAPTER_LOAD_SECONDS")?
+            .map_or(default.load_deadline, Duration::from_secs),
         ..default
     })
 }

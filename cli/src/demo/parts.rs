@@ -14,13 +14,14 @@ use std::time::Duration;
 const BUCKET: &str = "lorikeet";
 
 /// Of the user's environment, what parts keep: where things are, and the node's tuning.
-const KEPT: [&str; 22] = [
+const KEPT: [&str; 23] = [
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",
     "LORIKEET_ADAPTER_DEVICE_BYTES",
     "LORIKEET_ADAPTER_DISK_BYTES",
     "LORIKEET_ADAPTER_HOST_BYTES",
+    "LORIKEET_ADAPTER_LOAD_SECONDS",
     "LORIKEET_CACHE",
     "LORIKEET_DEVICE",
     "LORIKEET_KV_TOKENS",

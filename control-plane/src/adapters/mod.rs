@@ -4,12 +4,14 @@ pub mod alias;
 mod delete;
 mod fail;
 mod list;
+mod pin;
 mod resource;
 mod version;
 
 pub use delete::delete;
 pub use fail::{Failure, fail, set_revision};
 pub use list::{AdapterSummary, base_model, find, list, version, versions};
+pub use pin::{lock_pinned, set_pinned};
 pub use resource::{Servable, pending, servable};
 pub use version::{Version, VersionState, waiting_for};
 

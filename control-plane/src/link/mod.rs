@@ -3,6 +3,7 @@
 mod feed;
 mod nodes;
 mod outgoing;
+mod residency;
 mod server;
 mod session;
 #[cfg(test)]

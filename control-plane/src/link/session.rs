@@ -4,11 +4,11 @@
 use super::feed::Feed;
 use super::nodes::{self, Applied, Connection, Still};
 use super::outgoing::{AckError, Acked, Outgoing};
+use super::residency::Residency;
 use lorikeet_contract::link::{
-    ControlMessage, HEARTBEAT, Heartbeat, NodeMessage, Rejection, ResidencyReport, SILENCE, Tier,
-    control_message, node_message,
+    ControlMessage, HEARTBEAT, Heartbeat, NodeMessage, Rejection, SILENCE, control_message,
+    node_message,
 };
-use serde_json::json;
 use sqlx::PgPool;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,9 +20,6 @@ use tonic::{Status, Streaming};
 
 /// Between two tries to store what a node said while Postgres is away.
 const RETRY: Duration = Duration::from_millis(500);
-
-/// Adapters listed in one stored residency report; the tiers' sums are always whole.
-const MAX_RESIDENT: usize = 2000;
 
 pub struct Session {
     connection: Connection,
@@ -128,6 +125,7 @@ pub async fn receive(
     feed: &Feed,
 ) {
     let node = session.connection.node;
+    let mut reported = Residency::default();
     let close = loop {
         let received = tokio::select! {
             () = session.closed.cancelled() => break Close::Replaced,
@@ -143,7 +141,7 @@ pub async fn receive(
         if session.drained().elapsed() > SILENCE {
             break Close::NotDraining;
         }
-        let note = match note(session, message, feed) {
+        let note = match note(session, message, &mut reported, feed) {
             Ok(Some(note)) => note,
             Ok(None) => continue,
             Err(error) => break Close::Ack(error),
@@ -181,6 +179,7 @@ enum Note {
 fn note(
     session: &Session,
     message: node_message::Message,
+    reported: &mut Residency,
     feed: &Feed,
 ) -> Result<Option<Note>, AckError> {
     let node = session.connection.node;
@@ -192,7 +191,7 @@ fn note(
             return Ok(Some(Note::Revoked(ack.seq.min(at.revocation_seq))));
         }
         node_message::Message::Residency(report) => {
-            return Ok(Some(Note::Resident(residency(&report))));
+            return Ok(reported.take(report).map(Note::Resident));
         }
         node_message::Message::Ack(ack) => ack,
     };
@@ -254,39 +253,4 @@ fn is_passing(error: &sqlx::Error) -> bool {
     let sqlx::Error::Database(error) = error else { return true };
     let class = error.code().map(|code| code.chars().take(2).collect::<String>());
     matches!(class.as_deref(), Some("08" | "40" | "53" | "55" | "57" | "58"))
-}
-
-/// The report as operators' pages read it.
-fn residency(report: &ResidencyReport) -> serde_json::Value {
-    let tier = |tier: i32| {
-        let name = Tier::try_from(tier).unwrap_or_default().as_str_name();
-        name.trim_start_matches("TIER_").to_lowercase()
-    };
-    let printable =
-        |text: &str| text.chars().filter(|c| !c.is_control()).take(300).collect::<String>();
-    let adapters: Vec<_> = report
-        .adapters
-        .iter()
-        .take(MAX_RESIDENT)
-        .map(|a| {
-            json!({
-                "tenant_id": printable(&a.tenant_id),
-                "digest": hex::encode(&a.digest),
-                "tier": tier(a.tier),
-                "error": printable(&a.error),
-            })
-        })
-        .collect();
-    let tiers: Vec<_> = report
-        .tiers
-        .iter()
-        .map(|t| {
-            json!({
-                "tier": tier(t.tier),
-                "used_bytes": t.used_bytes,
-                "capacity_bytes": t.capacity_bytes,
-            })
-        })
-        .collect();
-    json!({ "adapters": adapters, "adapters_total": report.adapters.len(), "tiers": tiers })
 }

@@ -1,8 +1,9 @@
 //! What pages show of the nodes: to operators who is where, to a tenant how far a revocation is.
 
-use lorikeet_contract::{KeyId, NodeId};
+use lorikeet_contract::{KeyId, NodeId, TenantId};
 use serde::Serialize;
 use serde_json::Value;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 use std::collections::HashMap;
 use time::OffsetDateTime;
@@ -28,6 +29,26 @@ pub struct TierStatus {
     pub capacity_bytes: u64,
 }
 
+/// An adapter's place on a node, as the node reported it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ResidentAdapter {
+    pub tenant_id: String,
+    pub digest: String,
+    /// Empty when its tenant or version is not known any more.
+    pub tenant: String,
+    /// `name@version`, the newest of that content.
+    pub adapter: String,
+    /// `device`, `host`, `disk`, `fetching`, `failed` or `absent`.
+    pub tier: String,
+    /// That it occupies in the tier.
+    pub bytes: u64,
+    /// Why it failed to load; else empty.
+    pub error: String,
+    pub pinned: bool,
+    /// Why the node does not keep it although it is pinned; else empty.
+    pub pin_refusal: String,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct NodeStatus {
     pub id: NodeId,
@@ -47,6 +68,9 @@ pub struct NodeStatus {
     pub device: TierStatus,
     pub host: TierStatus,
     pub disk: TierStatus,
+    /// What of its adapters it has told, pinned and failed ones first; at most as many as are kept.
+    pub adapters: Vec<ResidentAdapter>,
+    pub adapters_total: u64,
     pub rejections: Vec<NodeRejection>,
     #[serde(with = "rfc3339")]
     pub first_seen_at: OffsetDateTime,
@@ -66,7 +90,7 @@ pub async fn nodes(tx: &mut PgConnection) -> Result<NodesStatus, sqlx::Error> {
     let revision =
         sqlx::query_scalar("select revision from manifest_counter").fetch_one(&mut *tx).await?;
     let mut rejections = rejections(tx).await?;
-    let nodes = sqlx::query(
+    let rows = sqlx::query(
         "select n.id, n.name, n.connected, n.disabled_at is not null as disabled,
            n.acked_revision,
            case when n.cp_epoch = c.cp_epoch then greatest(c.revision - n.acked_revision, 0)
@@ -77,8 +101,10 @@ pub async fn nodes(tx: &mut PgConnection) -> Result<NodesStatus, sqlx::Error> {
            n.software_version, n.residency, n.first_seen_at, n.last_seen_at
          from node n, manifest_counter c order by n.name, n.id",
     )
-    .fetch_all(tx)
-    .await?
+    .fetch_all(&mut *tx)
+    .await?;
+    let names = Names::read(tx, &rows).await?;
+    let nodes = rows
     .iter()
     .map(|row| {
         let id: Uuid = row.try_get("id")?;
@@ -98,6 +124,8 @@ pub async fn nodes(tx: &mut PgConnection) -> Result<NodesStatus, sqlx::Error> {
             device: tier(&residency, "device"),
             host: tier(&residency, "host"),
             disk: tier(&residency, "disk"),
+            adapters: list(&residency, "adapters").iter().map(|a| names.resident(a)).collect(),
+            adapters_total: residency["adapters_total"].as_u64().unwrap_or_default(),
             rejections: rejections.remove(&id).unwrap_or_default(),
             first_seen_at: row.try_get("first_seen_at")?,
             last_seen_at: row.try_get("last_seen_at")?,
@@ -139,19 +167,74 @@ fn kind_name(kind: i32) -> &'static str {
     }
 }
 
-/// Reads what `session::residency` stored.
+/// Reads what `Residency` stored.
+fn list<'a>(residency: &'a Value, name: &str) -> &'a [Value] {
+    residency[name].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
 fn tier(residency: &Value, name: &str) -> TierStatus {
-    let of_tier = |list: &str| {
-        let entries = residency[list].as_array().map(Vec::as_slice).unwrap_or_default();
-        entries.iter().filter(|entry| entry["tier"] == name)
-    };
-    let mut status =
-        TierStatus { adapters: of_tier("adapters").count() as u64, ..Default::default() };
-    for usage in of_tier("tiers") {
-        status.used_bytes += usage["used_bytes"].as_u64().unwrap_or(0);
-        status.capacity_bytes += usage["capacity_bytes"].as_u64().unwrap_or(0);
+    let mut status = TierStatus::default();
+    for usage in list(residency, "tiers").iter().filter(|usage| usage["tier"] == name) {
+        status.adapters += usage["adapters"].as_u64().unwrap_or_default();
+        status.used_bytes += usage["used_bytes"].as_u64().unwrap_or_default();
+        status.capacity_bytes += usage["capacity_bytes"].as_u64().unwrap_or_default();
     }
     status
+}
+
+/// What people call the content that nodes report.
+struct Names(HashMap<(Uuid, String), (String, String)>);
+
+impl Names {
+    /// Of what the rows' residency lists.
+    async fn read(tx: &mut PgConnection, rows: &[PgRow]) -> Result<Self, sqlx::Error> {
+        let mut digests = Vec::new();
+        for row in rows {
+            let residency: Value = row.try_get("residency")?;
+            let listed = list(&residency, "adapters").iter();
+            digests.extend(listed.filter_map(|a| hex::decode(a["digest"].as_str()?).ok()));
+        }
+        digests.sort_unstable();
+        digests.dedup();
+        let named = sqlx::query(
+            "select distinct on (v.tenant_id, v.digest) v.tenant_id, v.digest, t.name as tenant,
+               a.name || '@' || v.version as adapter
+             from adapter_version v
+             join adapter a on a.id = v.adapter_id
+             join tenant t on t.id = v.tenant_id
+             where v.digest = any($1)
+             order by v.tenant_id, v.digest, a.deleted_at is not null, v.created_at desc",
+        )
+        .bind(digests)
+        .fetch_all(tx)
+        .await?;
+        let mut names = HashMap::new();
+        for row in named {
+            let digest: Vec<u8> = row.try_get("digest")?;
+            let key = (row.try_get("tenant_id")?, hex::encode(digest));
+            names.insert(key, (row.try_get("tenant")?, row.try_get("adapter")?));
+        }
+        Ok(Self(names))
+    }
+
+    fn resident(&self, stored: &Value) -> ResidentAdapter {
+        let text = |field: &str| stored[field].as_str().unwrap_or_default().to_owned();
+        let (tenant_id, digest) = (text("tenant_id"), text("digest"));
+        let id = tenant_id.parse().map(|id: TenantId| id.as_uuid());
+        let named = id.ok().and_then(|id| self.0.get(&(id, digest.clone())));
+        let (tenant, adapter) = named.cloned().unwrap_or_default();
+        ResidentAdapter {
+            tenant_id,
+            digest,
+            tenant,
+            adapter,
+            tier: text("tier"),
+            bytes: stored["bytes"].as_u64().unwrap_or_default(),
+            error: text("error"),
+            pinned: stored["pinned"].as_bool().unwrap_or_default(),
+            pin_refusal: text("pin_refusal"),
+        }
+    }
 }
 
 /// How far the revocation of a key has come.

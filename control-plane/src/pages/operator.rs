@@ -6,7 +6,7 @@ use crate::access::{Access, Registry};
 use crate::api::extract::Query;
 use crate::auth::{OperatorCaller, Session};
 use crate::error::ApiError;
-use crate::link::status::{NodeStatus, nodes};
+use crate::link::status::{NodeStatus, ResidentAdapter, TierStatus, nodes};
 use crate::state::AppState;
 use crate::usage::queries::operator_usage;
 use crate::usage::reconcile::{Reconciliation, reconcile};
@@ -38,6 +38,9 @@ async fn show_usage(
     render(&UsagePage::new(page, "Usage of all tenants", &choice, &report.series, breakdowns))
 }
 
+/// Adapters shown of each node; the API lists more.
+const MAX_ADAPTER_ROWS: usize = 100;
+
 #[derive(Template)]
 #[template(path = "operator_nodes.html")]
 struct NodesPage {
@@ -61,6 +64,19 @@ struct NodeRow {
     /// Adapters and bytes by tier, the fastest first.
     tiers: Vec<String>,
     last_seen: String,
+    adapters: Vec<AdapterRow>,
+    /// Adapters beyond those shown.
+    more_adapters: String,
+}
+
+struct AdapterRow {
+    tenant: String,
+    adapter: String,
+    tier: String,
+    class: &'static str,
+    bytes: String,
+    /// Whether it is pinned, and what is wrong.
+    notes: Vec<String>,
 }
 
 struct Books {
@@ -120,7 +136,7 @@ impl NodeRow {
                 .iter()
                 .map(|r| format!("refuses {} {}: {}", r.kind, r.resource_id, r.reason)),
         );
-        let tier = |name: &str, tier: &crate::link::status::TierStatus| {
+        let tier = |name: &str, tier: &TierStatus| {
             format!(
                 "{name}: {}, {} of {}",
                 tier.adapters,
@@ -131,6 +147,8 @@ impl NodeRow {
         let tiers =
             vec![tier("device", &node.device), tier("host", &node.host), tier("disk", &node.disk)];
         let id = node.id.to_string();
+        let shown = node.adapters.len().min(MAX_ADAPTER_ROWS);
+        let more = node.adapters_total.saturating_sub(shown as u64).cast_signed();
         Self {
             short_id: format!("…{}", &id[id.len() - 8..]),
             id,
@@ -143,6 +161,39 @@ impl NodeRow {
             backend: node.backend,
             tiers,
             last_seen: format::ago(node.last_seen_at, now),
+            adapters: node.adapters.into_iter().take(shown).map(AdapterRow::new).collect(),
+            more_adapters: if more > 0 { format::count(more) } else { String::new() },
+        }
+    }
+}
+
+impl AdapterRow {
+    fn new(adapter: ResidentAdapter) -> Self {
+        let class = match adapter.tier.as_str() {
+            "device" => "good",
+            "fetching" => "busy",
+            "failed" => "bad",
+            _ => "",
+        };
+        let mut notes = Vec::new();
+        match (adapter.pinned, adapter.pin_refusal.as_str()) {
+            (false, _) => {}
+            (true, "") => notes.push("pinned".to_owned()),
+            (true, refusal) => notes.push(format!("pinned, but not kept: {refusal}")),
+        }
+        if !adapter.error.is_empty() {
+            notes.push(adapter.error);
+        }
+        // Content of which no version is left has no name any more.
+        let digest = adapter.digest.get(..12).unwrap_or(&adapter.digest);
+        let name = if adapter.adapter.is_empty() { digest } else { &adapter.adapter };
+        Self {
+            adapter: name.to_owned(),
+            tenant: adapter.tenant,
+            tier: adapter.tier,
+            class,
+            bytes: format::bytes(adapter.bytes.cast_signed()),
+            notes,
         }
     }
 }

@@ -324,16 +324,21 @@ async fn what_a_node_holds_in_its_tiers_is_shown_to_operators() {
         ..AdapterResidency::default()
     };
     let report = ResidencyReport {
-        adapters: vec![adapter(Tier::Device), adapter(Tier::Device), adapter(Tier::Disk)],
-        tiers: vec![TierUsage { tier: Tier::Device as i32, used_bytes: 5, capacity_bytes: 9 }],
-        more: false,
+        adapters: vec![adapter(Tier::Device), adapter(Tier::Disk)],
+        tiers: [Tier::Device, Tier::Disk]
+            .map(|tier| TierUsage { tier: tier as i32, used_bytes: 5, capacity_bytes: 9 })
+            .into(),
+        more: true,
     };
     node.say(node_message::Message::Residency(report)).await;
+    let rest = ResidencyReport { adapters: vec![adapter(Tier::Device)], ..Default::default() };
+    node.say(node_message::Message::Residency(rest)).await;
     plane.see("select residency <> '{}' from node", true).await;
     let user = lorikeet_contract::UserId::new();
     let mut tx = plane.db.operator(user, "operator.read_nodes", None).await.unwrap();
     let status = nodes(&mut tx).await.unwrap().nodes.remove(0);
     assert_eq!((status.device.adapters, status.device.used_bytes, status.disk.adapters), (2, 5, 1));
+    assert_eq!((status.adapters.len(), status.adapters_total), (3, 3));
 }
 
 #[tokio::test]

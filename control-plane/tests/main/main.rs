@@ -15,6 +15,7 @@ mod manifest;
 mod metrics;
 mod nodes;
 mod pages;
+mod pins;
 mod push;
 mod routes;
 mod serving;

@@ -20,7 +20,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// Below this margin a case's tokens are not compared (see the kit's README).
-const MARGIN: f64 = 0.5;
+pub const MARGIN: f64 = 0.5;
 
 struct Tenant {
     name: String,
@@ -29,10 +29,18 @@ struct Tenant {
     cases: Vec<Case>,
 }
 
-/// Puts a packed adapter of tenant `id` into the store.
-fn store(root: &Path, id: u8, header: &ArtifactHeader, file: &[u8]) -> Arc<AdapterManifest> {
-    let object_key = format!("{id}.lka");
-    std::fs::write(root.join(&object_key), file).unwrap();
+/// Puts a packed adapter into the store, once, and makes it one of tenant `id`.
+pub fn store(
+    root: &Path,
+    id: u8,
+    name: &str,
+    header: &ArtifactHeader,
+    file: &[u8],
+) -> Arc<AdapterManifest> {
+    let object_key = format!("{name}.lka");
+    if !root.join(&object_key).exists() {
+        std::fs::write(root.join(&object_key), file).unwrap();
+    }
     let tenant = super::harness::tenant(id);
     Arc::new(AdapterManifest {
         key: AdapterKey { tenant, digest: header.adapter_digest },
@@ -50,7 +58,7 @@ fn tenants(root: &Path) -> Vec<Tenant> {
     for entry in lorikeet_kit::index().adapters.into_iter().filter(|a| a.required) {
         let Some((header, file)) = packed_adapter(&entry.adapter) else { continue };
         let cases = lorikeet_kit::reference(Some(&entry.adapter)).cases;
-        let adapter = Some(store(root, tenants.len() as u8, &header, &file));
+        let adapter = Some(store(root, tenants.len() as u8, &entry.adapter, &header, &file));
         tenants.push(Tenant { name: entry.adapter, adapter, cases });
     }
     tenants
@@ -66,10 +74,10 @@ fn rslora(root: &Path, id: u8) -> Arc<AdapterManifest> {
     let inspected = inspect(&files.config, &mut weights, base).unwrap();
     let mut file = Vec::new();
     let packed = pack(&inspected.plan, inspected.digest, &mut weights, &mut file).unwrap();
-    store(root, id, &packed.header, &file)
+    store(root, id, "rslora", &packed.header, &file)
 }
 
-fn start(root: &Path, device_bytes: u64, residency: ResidencyConfig) -> EngineHandle {
+pub fn start(root: &Path, device_bytes: u64, residency: ResidencyConfig) -> EngineHandle {
     let model = &base_model().weights;
     let config = EngineConfig {
         scheduler: SchedulerConfig::default(),

@@ -1,7 +1,9 @@
 mod adapters;
 mod harness;
+mod isolation;
 mod kit;
 mod lifecycle;
 mod property;
 mod rules;
 mod scheduling;
+mod slow_store;

@@ -4,7 +4,7 @@ use lorikeet_contract::link::control_message::Message as ToNode;
 use lorikeet_contract::link::link_server::{Link, LinkServer};
 use lorikeet_contract::link::node_message::Message as FromNode;
 use lorikeet_contract::link::{
-    Ack, ControlMessage, Delta, FinishReason, Hello, NodeMessage, Resource, ResourceRef,
+    Ack, AdapterResidency, ControlMessage, Delta, FinishReason, Hello, NodeMessage, Resource, ResourceRef,
     Revocation, Revocations, SnapshotChunk, USAGE_CURSOR_METADATA, UsageAck, UsageBatch, UsageKind,
     UsageRecord, Welcome, revocation::Target,
 };
@@ -43,6 +43,8 @@ pub struct Seen {
     pub acks: Vec<Ack>,
     pub revocation_acks: Vec<u64>,
     pub bearers: Vec<String>,
+    /// Of the last whole report.
+    pub residency: Vec<AdapterResidency>,
     /// By log id.
     pub logs: BTreeMap<String, Log>,
 }
@@ -334,6 +336,7 @@ impl Link for Service {
                     send_all(&streams, chunk).await;
                 }
             }
+            let mut residency = Vec::new();
             while let Ok(Some(message)) = inbound.message().await {
                 match message.message {
                     Some(FromNode::Ack(ack)) => {
@@ -348,6 +351,13 @@ impl Link for Service {
                     }
                     Some(FromNode::RevocationAck(ack)) => {
                         service.note(|seen| seen.revocation_acks.push(ack.seq));
+                    }
+                    Some(FromNode::Residency(report)) => {
+                        residency.extend(report.adapters);
+                        if !report.more {
+                            let whole = std::mem::take(&mut residency);
+                            service.note(|seen| seen.residency = whole);
+                        }
                     }
                     _ => {}
                 }

@@ -1,6 +1,7 @@
 //! The node from outside: real sockets, a simulated device, and a control plane told what to say.
 
 mod access;
+mod adapters;
 mod canary;
 mod chat;
 mod choices;

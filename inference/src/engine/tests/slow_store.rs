@@ -1,0 +1,204 @@
+//! An object store so slow that a load takes five seconds: whoever does not need the adapter does not
+//! notice. In real time, through S3's protocol and a proxy that throttles. `LORIKEET_SLOW_STORE_CPU=1`
+//! runs the same on the CPU and the real model, for a machine that has nothing else to do.
+
+use super::harness::{request, tenant};
+use crate::adapters::loader::AdapterSource;
+use crate::adapters::{AdapterKey, AdapterManifest, ResidencyConfig, S3Config, S3Store};
+use crate::backend::Backend;
+use crate::backend::cpu::{CpuBackend, CpuConfig};
+use crate::backend::sim::{SimBackend, SimConfig};
+use crate::engine::{EngineConfig, EngineEvent, EngineHandle, spawn};
+use crate::model::fixture::{base_model, packed_adapter};
+use crate::scheduler::SchedulerConfig;
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::routing::get;
+use lorikeet_contract::ContentDigest;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+const LOAD: Duration = Duration::from_secs(5);
+/// Streams of other tenants, all the time.
+const STREAMS: u8 = 4;
+/// Pairs of a period with and one without a load; more are taken while noise decides.
+const PAIRS: std::ops::RangeInclusive<usize> = 2..=6;
+const LIMIT: f64 = 1.10;
+
+/// An object store with one object, whatever its name.
+async fn object_store(object: Arc<Vec<u8>>) -> SocketAddr {
+    let read = async move |headers: HeaderMap| {
+        let range = headers[header::RANGE].to_str().unwrap().trim_start_matches("bytes=");
+        let (first, last) = range.split_once('-').unwrap();
+        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+        let content_range = format!("bytes {first}-{last}/{}", object.len());
+        let part = object[first..=last].to_vec();
+        (StatusCode::PARTIAL_CONTENT, [(header::CONTENT_RANGE, content_range)], part)
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = Router::new().route("/{*object}", get(read));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+/// Passes on what the store answers at so many bytes a second.
+async fn throttle(store: SocketAddr, bytes_per_second: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut asks, mut answers) = client.into_split();
+                let (mut answered, mut asked) =
+                    TcpStream::connect(store).await.unwrap().into_split();
+                tokio::spawn(async move { tokio::io::copy(&mut asks, &mut asked).await });
+                let mut chunk = vec![0; 16 << 10];
+                while let Ok(bytes @ 1..) = answered.read(&mut chunk).await {
+                    let due = Duration::from_secs(bytes as u64) / bytes_per_second as u32;
+                    tokio::time::sleep(due).await;
+                    if answers.write_all(&chunk[..bytes]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+fn start(root: &Path, store: SocketAddr) -> EngineHandle {
+    let model = &base_model().weights;
+    let store = S3Store::new(S3Config {
+        endpoint: format!("http://{store}"),
+        bucket: "bucket".into(),
+        region: "local".into(),
+        access_key: "access".into(),
+        secret_key: "secret".into(),
+    });
+    let source = AdapterSource {
+        store: Arc::new(store),
+        directory: root.join("cache"),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let config = EngineConfig {
+        scheduler: SchedulerConfig::default(),
+        residency: ResidencyConfig::default(),
+        max_requests: 64,
+        base: model.config.spec.clone(),
+        eos_tokens: Vec::new(),
+    };
+    let on_cpu = std::env::var_os("LORIKEET_SLOW_STORE_CPU").is_some();
+    let backend = move || -> Result<Box<dyn Backend>, _> {
+        if on_cpu {
+            return Ok(Box::new(CpuBackend::new(model, CpuConfig::default())?));
+        }
+        let vocab_size = model.config.spec.vocab_size;
+        Ok(Box::new(SimBackend::new(SimConfig { vocab_size, ..SimConfig::default() })))
+    };
+    spawn(config, source, backend).unwrap().0
+}
+
+/// Streams one answer after the other and tells when each token came after the one before.
+fn stream(handle: EngineHandle, of: u8, gaps: mpsc::UnboundedSender<Duration>) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        loop {
+            let (mut request, _) = request(of, None, &[1, 2, 4, 5, 6, 7], 500);
+            let (sender, mut events) = mpsc::channel(502);
+            request.events = sender;
+            if handle.try_submit(request).is_err() {
+                return;
+            }
+            let mut last = None;
+            while let Some(event) = events.recv().await {
+                if !matches!(event, EngineEvent::Token(_)) {
+                    continue;
+                }
+                let now = Instant::now();
+                let before = last.replace(now);
+                if before.is_some_and(|before| gaps.send(now - before).is_err()) {
+                    return;
+                }
+            }
+        }
+    })
+}
+
+fn p99(gaps: &mut [Duration]) -> Duration {
+    gaps.sort_unstable();
+    gaps[gaps.len() * 99 / 100]
+}
+
+/// The slow adapter's request, from its submission to its end. Its load took what it should.
+async fn load(handle: &EngineHandle, adapter: &Arc<AdapterManifest>) {
+    let (mut request, _) = request(9, Some(adapter), &[1, 2, 4], 1);
+    let (sender, mut events) = mpsc::channel(3);
+    request.events = sender;
+    handle.try_submit(request).unwrap();
+    while let Some(event) = events.recv().await {
+        match event {
+            EngineEvent::Finished { usage, .. } => {
+                assert!(usage.adapter_load > LOAD * 9 / 10, "{usage:?}");
+            }
+            EngineEvent::Failed { error, .. } => panic!("{error}"),
+            EngineEvent::Started { .. } | EngineEvent::Token(_) => {}
+        }
+    }
+    // The next load starts from nothing.
+    handle.forget(adapter.key).await;
+    let mut stats = handle.watch();
+    stats.wait_for(|stats| stats.residency.adapters.is_empty()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_takes_five_seconds_leaves_other_tenants_streams_as_they_are() {
+    let directory = TempDir::new().unwrap();
+    let (header, file) = packed_adapter("pirate").expect("the kit has it");
+    let adapter = Arc::new(AdapterManifest {
+        key: AdapterKey { tenant: tenant(9), digest: header.adapter_digest },
+        object_key: "pirate.lka".into(),
+        bytes: file.len() as u64,
+        artifact_digest: ContentDigest::of(&file).into(),
+        max_rank: header.max_rank(),
+    });
+    let rate = file.len() as u64 / LOAD.as_secs();
+    let store = throttle(object_store(Arc::new(file)).await, rate).await;
+    let handle = start(directory.path(), store);
+    let (sender, mut gaps) = mpsc::unbounded_channel();
+    let streams: Vec<_> =
+        (0..STREAMS).map(|of| stream(handle.clone(), of, sender.clone())).collect();
+    for _ in 0..100 {
+        gaps.recv().await.unwrap();
+    }
+
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    let mut ratio = f64::INFINITY;
+    for pair in 1..=*PAIRS.end() {
+        while gaps.try_recv().is_ok() {}
+        tokio::time::sleep(LOAD).await;
+        while let Ok(gap) = gaps.try_recv() {
+            without.push(gap);
+        }
+        load(&handle, &adapter).await;
+        while let Ok(gap) = gaps.try_recv() {
+            with.push(gap);
+        }
+        let (alone, beside) = (p99(&mut without), p99(&mut with));
+        ratio = beside.as_secs_f64() / alone.as_secs_f64();
+        println!("{pair}: p99 {alone:?} alone, {beside:?} beside a load, ratio {ratio:.3}");
+        if pair >= *PAIRS.start() && ratio <= LIMIT {
+            break;
+        }
+    }
+    assert!(with.len() > 500, "{} tokens are no sample", with.len());
+    assert!(ratio <= LIMIT, "p99 beside a load is {ratio:.2} times what it is without");
+    streams.iter().for_each(JoinHandle::abort);
+    handle.shutdown().await;
+}

@@ -105,33 +105,33 @@ pub async fn nodes(tx: &mut PgConnection) -> Result<NodesStatus, sqlx::Error> {
     .await?;
     let names = Names::read(tx, &rows).await?;
     let nodes = rows
-    .iter()
-    .map(|row| {
-        let id: Uuid = row.try_get("id")?;
-        let residency: Value = row.try_get("residency")?;
-        Ok(NodeStatus {
-            id: NodeId::from_uuid(id),
-            name: row.try_get("name")?,
-            connected: row.try_get("connected")?,
-            disabled: row.try_get("disabled")?,
-            acked_revision: row.try_get("acked_revision")?,
-            behind: row.try_get("behind")?,
-            may_still_accept: row.try_get("may_still_accept")?,
-            base_model: row.try_get("base_model")?,
-            backend: row.try_get("backend")?,
-            api_base_url: row.try_get("api_base_url")?,
-            software_version: row.try_get("software_version")?,
-            device: tier(&residency, "device"),
-            host: tier(&residency, "host"),
-            disk: tier(&residency, "disk"),
-            adapters: list(&residency, "adapters").iter().map(|a| names.resident(a)).collect(),
-            adapters_total: residency["adapters_total"].as_u64().unwrap_or_default(),
-            rejections: rejections.remove(&id).unwrap_or_default(),
-            first_seen_at: row.try_get("first_seen_at")?,
-            last_seen_at: row.try_get("last_seen_at")?,
+        .iter()
+        .map(|row| {
+            let id: Uuid = row.try_get("id")?;
+            let residency: Value = row.try_get("residency")?;
+            Ok(NodeStatus {
+                id: NodeId::from_uuid(id),
+                name: row.try_get("name")?,
+                connected: row.try_get("connected")?,
+                disabled: row.try_get("disabled")?,
+                acked_revision: row.try_get("acked_revision")?,
+                behind: row.try_get("behind")?,
+                may_still_accept: row.try_get("may_still_accept")?,
+                base_model: row.try_get("base_model")?,
+                backend: row.try_get("backend")?,
+                api_base_url: row.try_get("api_base_url")?,
+                software_version: row.try_get("software_version")?,
+                device: tier(&residency, "device"),
+                host: tier(&residency, "host"),
+                disk: tier(&residency, "disk"),
+                adapters: list(&residency, "adapters").iter().map(|a| names.resident(a)).collect(),
+                adapters_total: residency["adapters_total"].as_u64().unwrap_or_default(),
+                rejections: rejections.remove(&id).unwrap_or_default(),
+                first_seen_at: row.try_get("first_seen_at")?,
+                last_seen_at: row.try_get("last_seen_at")?,
+            })
         })
-    })
-    .collect::<Result<_, sqlx::Error>>()?;
+        .collect::<Result<_, sqlx::Error>>()?;
     Ok(NodesStatus { revision, nodes })
 }
 

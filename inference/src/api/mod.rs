@@ -24,8 +24,10 @@ mod responses;
 mod routes;
 mod shape;
 mod stream;
+mod timing;
 mod tokens;
 mod usage;
+mod warm_up;
 
 use crate::engine::EngineHandle;
 use crate::limits::Limiter;
@@ -93,6 +95,7 @@ impl Table {
             .post("/responses", responses::create, responses::operation())
             .get("/models", models::list, models::list_operation())
             .get("/models/{*model}", models::get, models::operation())
+            .post("/adapters/{model}/warm-up", warm_up::warm_up, warm_up::operation())
             .finish();
         // Where vLLM has them.
         let tokens = Routes::under("", &mut reference)
@@ -149,7 +152,14 @@ pub fn router(api: Arc<Api>, origins: Option<AllowOrigin>) -> Router {
 
 /// Keys travel in a header and never in cookies, so no credentials are allowed.
 fn cors(origins: AllowOrigin) -> CorsLayer {
-    let own = [X_REQUEST_ID, TRACERESPONSE, header::RETRY_AFTER, parameters::IGNORED];
+    let own = [
+        X_REQUEST_ID,
+        TRACERESPONSE,
+        header::RETRY_AFTER,
+        parameters::IGNORED,
+        timing::X_QUEUE,
+        timing::X_ADAPTER_LOAD,
+    ];
     let exposed: Vec<HeaderName> = own.into_iter().chain(rate_limits::header_names()).collect();
     CorsLayer::new()
         .allow_origin(origins)

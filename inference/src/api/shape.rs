@@ -70,11 +70,12 @@ pub async fn respond<S: Shape>(
         Ok(first) => first,
         Err(error) => return Err(generation.fail(error).await),
     };
+    let timing = generation.timing();
     if streaming {
-        return Ok(stream::respond(generation, first, shape));
+        return Ok(timing.told_in(stream::respond(generation, first, shape)));
     }
     let (choices, counts) = collect(generation, first).await?;
-    Ok(Json(shape.whole(choices, counts)).into_response())
+    Ok(timing.told_in(Json(shape.whole(choices, counts)).into_response()))
 }
 
 /// The whole answer. Nothing of it has been delivered before.

@@ -2,6 +2,7 @@
 
 use super::Api;
 use super::auth::Caller;
+use super::description::{OF_A_KEY, OF_A_MODEL};
 use super::error::ApiError;
 use super::models::resolve;
 use crate::engine::WarmUpError;
@@ -9,6 +10,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
+use lorikeet_reference::Operation;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -21,6 +23,29 @@ const MAX_WAIT: u64 = 120;
 #[derive(Deserialize)]
 pub struct Wait {
     wait: Option<u64>,
+}
+
+pub fn operation() -> Operation {
+    let state = |status: &str| {
+        json!({
+            "type": "object",
+            "required": ["model", "status"],
+            "properties": {
+                "model": { "type": "string", "description": "Says which version." },
+                "status": { "const": status },
+                "load_ms": { "type": "integer", "minimum": 0 },
+            },
+        })
+    };
+    let wait = json!({ "type": "integer", "minimum": 0, "maximum": MAX_WAIT, "default": WAIT });
+    Operation::new("Load an adapter ahead of its requests")
+        .query("wait", "How long to wait for the load, in seconds", wait)
+        .answers(200, "It is on the device", state("loaded"))
+        .answers(202, "The load goes on", state("loading"))
+        .fails_with(OF_A_KEY)
+        .fails_with(OF_A_MODEL)
+        .fails(400, "`wait` is out of its range")
+        .fails(503, "`adapter_load_failed`, `manifest_stale`, `node_stopped`")
 }
 
 /// 200 when the adapter is on the device, 202 when it is still under way after the wait.

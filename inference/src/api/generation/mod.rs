@@ -12,6 +12,7 @@ use super::auth::Caller;
 use super::error::ApiError;
 use super::models::Model;
 use super::parameters::Parameters;
+use super::timing::Timing;
 use crate::engine::{EngineEvent, FinishReason};
 use crate::limits::Permit;
 use crate::usage::{Admission, Meter};
@@ -47,6 +48,8 @@ pub struct Generation {
     /// Its place among the tenant's, and the tokens reserved for it.
     permit: Option<Arc<Permit>>,
     counts: Counts,
+    /// Of the choice that began first.
+    timing: Option<Timing>,
     /// Whether some choice was cut short.
     cut: bool,
 }
@@ -110,7 +113,8 @@ impl Generation {
         })?;
         // From here on an early return drops `choices`, which cancels the request.
         let (meter, opened) = api.usage.admit(&admission)?;
-        let generation = Self { api, id, choices, meter, permit, counts, cut: false };
+        let generation =
+            Self { api, id, choices, meter, permit, counts, timing: None, cut: false };
         // The engine may have been told of it before it had the request.
         if caller.has_lost_access(&generation.api.manifest.current()) {
             return Err(generation.fail(ApiError::Revoked).await);
@@ -128,6 +132,7 @@ impl Generation {
             let (choice, event) = self.choices.next_event(&self.api.engine).await?;
             match event {
                 EngineEvent::Started { cached_tokens, queue, adapter_load } => {
+                    self.timing.get_or_insert(Timing { queue, adapter_load });
                     let of_prompt = if self.choices.leads(choice) { cached_tokens } else { 0 };
                     self.counts.cached += of_prompt;
                     self.meter.note_cached(self.counts.cached);
@@ -172,6 +177,11 @@ impl Generation {
                 }
             }
         }
+    }
+
+    /// What it waited for; known from its first progress on.
+    pub fn timing(&self) -> Timing {
+        self.timing.unwrap_or_default()
     }
 
     pub fn is_complete(&self) -> bool {

@@ -75,7 +75,8 @@ async fn a_warmed_up_adapter_answers_without_a_load_and_every_answer_says_what_i
     control_plane.acknowledged(1).await;
 
     let cold = node.post(key, &chat(json!({ "model": "sailor", "stream": true }))).await;
-    let (queue, load) = (millis(&cold, "x-lorikeet-queue-ms"), millis(&cold, "x-lorikeet-adapter-load-ms"));
+    let (queue, load) =
+        (millis(&cold, "x-lorikeet-queue-ms"), millis(&cold, "x-lorikeet-adapter-load-ms"));
     assert!(load > 0 && load <= queue, "{load} of {queue}");
     drop(cold);
     let (status, body) = warm_up(&node, &customer, "sailor@1").await;
@@ -125,8 +126,7 @@ async fn a_pinned_adapter_is_on_the_device_before_anybody_asks_and_operators_are
         })
         .await;
     assert_eq!(seen.residency[0].tenant_id, customer.tenant.to_string());
-    let answer =
-        node.post(customer.key.reveal(), &chat(json!({ "model": "sailor" }))).await;
+    let answer = node.post(customer.key.reveal(), &chat(json!({ "model": "sailor" }))).await;
     assert_eq!(millis(&answer, "x-lorikeet-adapter-load-ms"), 0);
     node.stop().await;
 }
@@ -198,7 +198,8 @@ async fn what_was_deleted_while_the_node_was_down_leaves_its_disk_at_the_start()
     control_plane.change(Vec::new(), vec![gone(&deleted)], |_| {}).await;
     control_plane.acknowledged(1).await;
     let manifest = node.stop().await;
-    let file = manifest.path().join("adapters/files").join(customer.tenant.as_uuid().simple().to_string());
+    let file =
+        manifest.path().join("adapters/files").join(customer.tenant.as_uuid().simple().to_string());
     let left = file.join(format!("{}.{}.lka", "ab".repeat(32), "cd".repeat(32)));
     std::fs::write(&left, b"deleted").expect("written");
     until_cached(manifest.path(), 2).await;

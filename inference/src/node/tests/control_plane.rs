@@ -4,9 +4,9 @@ use lorikeet_contract::link::control_message::Message as ToNode;
 use lorikeet_contract::link::link_server::{Link, LinkServer};
 use lorikeet_contract::link::node_message::Message as FromNode;
 use lorikeet_contract::link::{
-    Ack, AdapterResidency, ControlMessage, Delta, FinishReason, Hello, NodeMessage, Resource, ResourceRef,
-    Revocation, Revocations, SnapshotChunk, USAGE_CURSOR_METADATA, UsageAck, UsageBatch, UsageKind,
-    UsageRecord, Welcome, revocation::Target,
+    Ack, AdapterResidency, ControlMessage, Delta, FinishReason, Hello, NodeMessage, Resource,
+    ResourceRef, Revocation, Revocations, SnapshotChunk, USAGE_CURSOR_METADATA, UsageAck,
+    UsageBatch, UsageKind, UsageRecord, Welcome, revocation::Target,
 };
 use lorikeet_contract::manifest::ManifestState;
 use lorikeet_contract::usage::{CHAIN_START, chain};

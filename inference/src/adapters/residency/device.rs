@@ -1,6 +1,6 @@
 //! Host memory to the device, and whose place is given to whom.
 
-use super::entry::{InHost, OnDevice};
+use super::entry::{Entry, InHost, OnDevice};
 use super::tier::{Room, Shortage, dispensability};
 use super::{AdapterAction, Residency};
 use crate::adapters::AdapterKey;
@@ -108,10 +108,20 @@ impl Residency {
         let mut lacks = self.device.shortage(key.tenant, bytes, quota);
         // What the device has refused may need neighbours gone: twice the bytes, three times, ...
         let refusals = u64::from(self.entry(&key).refused_uploads);
-        let free = bytes.saturating_mul(1 + refusals).min(self.device.capacity);
+        let most = self.device.capacity - self.staying_for(key, bytes);
+        let free = bytes.saturating_mul(1 + refusals).min(most.max(bytes));
         lacks.bytes = free.saturating_sub(self.device.free());
         lacks.slots = usize::from(self.slots.free() == 0);
         lacks
+    }
+
+    /// Bytes of pins that keep their places on the device whatever comes for the adapter.
+    pub(super) fn staying_for(&self, key: AdapterKey, bytes: u64) -> u64 {
+        if self.displaces_pins_on_device(key, bytes) {
+            return 0;
+        }
+        let held = self.device.members.iter().map(|key| self.entry(key));
+        held.filter(|entry| entry.is_held()).map(Entry::device_bytes).sum()
     }
 
     /// Who could leave for it, and what lacks when those who are leaving have left.

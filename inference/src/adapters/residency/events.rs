@@ -105,7 +105,7 @@ impl Residency {
     ///
     /// One that was refused for want of room is tried again when no other is under way, because only
     /// then a device can close its gaps, and at the cost of more adapters each time. It is the
-    /// adapter's failure when the device has no room with nothing else on it.
+    /// adapter's failure when the device has no room with nothing else on it but pins that stay.
     pub fn uploaded(&mut self, slot: AdapterSlot, result: Result<(), UploadFailure>, now: Instant) {
         self.changes += 1;
         self.uploads -= 1;
@@ -131,9 +131,10 @@ impl Residency {
         entry.refused_uploads += 1;
         self.device.release(key, bytes);
         self.slots.release(slot);
+        let waits = entry.waits_for_device() && !self.wanted.contains(&key);
+        let others_may_leave = self.device.used > self.staying_for(key, bytes);
         match failure {
-            UploadFailure::NoRoom if self.device.used > 0 => {
-                let waits = entry.waits_for_device() && !self.wanted.contains(&key);
+            UploadFailure::NoRoom if others_may_leave => {
                 if waits {
                     self.wanted.push_front(key);
                 }

@@ -1,9 +1,10 @@
-//! What operators see across tenants, and the limits they set. Each look and each change leaves an
-//! audit row.
+//! What operators see across tenants, the limits they set, and what they pin. Each look and each change
+//! leaves an audit row.
 
 use super::extract::{Json, Path, Query};
 use super::usage::PeriodQuery;
 use crate::access::{Access, Registry};
+use crate::adapters;
 use crate::auth::OperatorCaller;
 use crate::error::ApiError;
 use crate::link::status::{NodesStatus, nodes};
@@ -13,6 +14,7 @@ use crate::usage::queries::{OperatorUsageReport, operator_usage};
 use crate::usage::reconcile::{Reconciliation, reconcile};
 use crate::usage::tenants::{TenantSummary, tenants as list_all};
 use axum::extract::State;
+use axum::http::StatusCode;
 use lorikeet_contract::TenantId;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -23,6 +25,8 @@ pub(super) fn routes(registry: Registry) -> Registry {
         .get("/api/v1/operator/tenants", Access::Operator, list_tenants)
         .get("/api/v1/operator/nodes", Access::Operator, list_nodes)
         .put("/api/v1/operator/tenants/{tenant}/limits", Access::Operator, set_limits)
+        .put("/api/v1/operator/tenants/{tenant}/adapters/{name}/pin", Access::Operator, pin)
+        .delete("/api/v1/operator/tenants/{tenant}/adapters/{name}/pin", Access::Operator, unpin)
 }
 
 async fn show_usage(
@@ -77,4 +81,23 @@ async fn set_limits(
 ) -> Result<axum::Json<TenantLimits>, ApiError> {
     tenants::set_limits(&state.db, &caller, tenant, limits).await?;
     Ok(axum::Json(limits))
+}
+
+/// Has the nodes keep the adapter in memory while it fits.
+async fn pin(
+    State(state): State<AppState>,
+    caller: OperatorCaller,
+    Path((tenant, name)): Path<(TenantId, String)>,
+) -> Result<StatusCode, ApiError> {
+    adapters::set_pinned(&state.db, &caller, tenant, &name, true).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn unpin(
+    State(state): State<AppState>,
+    caller: OperatorCaller,
+    Path((tenant, name)): Path<(TenantId, String)>,
+) -> Result<StatusCode, ApiError> {
+    adapters::set_pinned(&state.db, &caller, tenant, &name, false).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

@@ -113,8 +113,7 @@ impl Generation {
         })?;
         // From here on an early return drops `choices`, which cancels the request.
         let (meter, opened) = api.usage.admit(&admission)?;
-        let generation =
-            Self { api, id, choices, meter, permit, counts, timing: None, cut: false };
+        let generation = Self { api, id, choices, meter, permit, counts, timing: None, cut: false };
         // The engine may have been told of it before it had the request.
         if caller.has_lost_access(&generation.api.manifest.current()) {
             return Err(generation.fail(ApiError::Revoked).await);

@@ -7,7 +7,7 @@ use crate::adapters::loader::AdapterSource;
 use crate::adapters::{AdapterKey, AdapterManifest, ResidencyConfig, S3Config, S3Store};
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuConfig};
-use crate::backend::sim::{SimBackend, SimConfig};
+use crate::backend::sim::{SimBackend, SimConfig, SimCost};
 use crate::engine::{EngineConfig, EngineEvent, EngineHandle, spawn};
 use crate::model::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
@@ -26,6 +26,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 const LOAD: Duration = Duration::from_secs(5);
+/// Of the simulated device: long beside what a busy machine does to timers.
+const STEP: Duration = Duration::from_millis(20);
 /// Streams of other tenants, all the time.
 const STREAMS: u8 = 4;
 /// Pairs of a period with and one without a load; more are taken while noise decides.
@@ -101,7 +103,8 @@ fn start(root: &Path, store: SocketAddr) -> EngineHandle {
             return Ok(Box::new(CpuBackend::new(model, CpuConfig::default())?));
         }
         let vocab_size = model.config.spec.vocab_size;
-        Ok(Box::new(SimBackend::new(SimConfig { vocab_size, ..SimConfig::default() })))
+        let cost = SimCost { step: STEP, ..SimCost::FREE };
+        Ok(Box::new(SimBackend::new(SimConfig { vocab_size, cost, ..SimConfig::default() })))
     };
     spawn(config, source, backend).unwrap().0
 }

@@ -30,8 +30,8 @@ use crate::adapters::residency::{AdapterAction, LoadAction, Residency, UploadFai
 use crate::backend::batch::SequenceId;
 use crate::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
 use crate::kv::BlockPool;
-use crate::scheduler::{Scheduler, SchedulerConfig, SequenceMap, StepPlan};
 use crate::telemetry::{EngineMetrics, Move, MoveEnd, Moves};
+use crate::scheduler::{Prices, Scheduler, SchedulerConfig, SequenceMap, StepPlan};
 use commands::Request;
 use handle::Command;
 use lorikeet_contract::RequestId;
@@ -116,10 +116,13 @@ impl Engine {
         let max_rows = capacity.max_rows as usize;
         Self {
             kv: BlockPool::new(capacity.num_blocks, capacity.block_size),
-            scheduler: Scheduler::new(SchedulerConfig {
-                max_num_batched_tokens: limits.max_num_batched_tokens.min(max_rows),
-                ..limits
-            }),
+            scheduler: Scheduler::new(
+                SchedulerConfig {
+                    max_num_batched_tokens: limits.max_num_batched_tokens.min(max_rows),
+                    ..limits
+                },
+                Prices::of(&config.base),
+            ),
             residency: Residency::new(config.residency, capacity.adapter_bytes, capacity.max_slots),
             pipeline_depth: capacity.pipeline_depth.max(1) as usize,
             config,

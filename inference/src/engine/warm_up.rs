@@ -65,7 +65,7 @@ impl Engine {
     pub(super) fn settle_warm_ups(&mut self, now: Instant) {
         for warm_up in std::mem::take(&mut self.warm_ups) {
             let took = now.saturating_duration_since(warm_up.since);
-            let result = if self.residency.lease(&warm_up.key, now).is_some() {
+            let result = if self.residency.lease(&warm_up.key).is_some() {
                 Ok(took)
             } else if let Some(reason) = self.residency.failure(&warm_up.key) {
                 Err(WarmUpError::AdapterLoad(reason.to_owned()))

@@ -1,6 +1,8 @@
 //! One generation, from its arrival to its end.
 
 use super::plan::PlannedSequence;
+use super::price::Cost;
+use super::tenants::Account;
 use crate::adapters::residency::{AdapterDemand, AdapterLease};
 use crate::adapters::{AdapterKey, AdapterManifest};
 use crate::backend::batch::SequenceId;
@@ -45,8 +47,11 @@ pub enum Ending {
 pub struct Sequence {
     pub id: SequenceId,
     pub(super) scope: PrefixScope,
+    pub(super) account: Account,
     /// Keeps the adapter wanted until the sequence is dropped.
     pub(super) adapter: Option<(AdapterKey, AdapterDemand)>,
+    /// Of the adapter; 0 without one.
+    pub(super) adapter_bytes: u64,
     /// Prompt and answer, as far as collected steps have drawn it.
     pub(super) tokens: Vec<u32>,
     prompt_len: usize,
@@ -66,6 +71,8 @@ pub struct Sequence {
     /// Tokens that submitted steps are drawing.
     pub(super) pending: usize,
     pub(super) admissions: u32,
+    /// Positions that the tenant has been charged for, or that the cache had at first.
+    charged: usize,
 
     cached_tokens: u32,
     queue: Option<Duration>,
@@ -73,13 +80,16 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(new: NewSequence, kv: &BlockPool) -> Self {
+    pub(super) fn new(new: NewSequence, account: Account, kv: &BlockPool) -> Self {
         let adapter = new.adapter.as_ref().map(|manifest| manifest.key.digest);
+        let adapter_bytes = new.adapter.as_ref().map_or(0, |manifest| manifest.bytes);
         Self {
             id: new.id,
             scope: PrefixScope { tenant: new.tenant, adapter },
+            account,
             adapter: None,
             editor: LogitEditor::new(new.rules, &new.prompt, &new.stop_tokens),
+            adapter_bytes,
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             max_len: new.max_len.min(kv.max_tokens()),
@@ -92,6 +102,7 @@ impl Sequence {
             computed: 0,
             pending: 0,
             admissions: 0,
+            charged: 0,
             cached_tokens: 0,
             queue: None,
             adapter_load: Duration::ZERO,
@@ -170,18 +181,42 @@ impl Sequence {
             let queue = now.saturating_duration_since(self.submitted);
             self.queue = Some(queue);
             self.cached_tokens = cached;
+            self.charged = cached as usize;
             let load = lease.map(|l| l.since().saturating_duration_since(self.submitted));
             self.adapter_load = load.unwrap_or_default().min(queue);
         }
     }
 
-    pub(super) fn plan(&mut self, rows: usize, lease: Option<AdapterLease>) -> PlannedSequence {
+    /// Of what is known and not charged yet.
+    pub(super) fn unpaid_cost(&self) -> Cost {
+        self.cost(self.charged, self.tokens.len())
+    }
+
+    /// Of what it holds in its blocks.
+    pub(super) fn computed_cost(&self) -> Cost {
+        self.cost(0, self.computed)
+    }
+
+    fn cost(&self, from: usize, to: usize) -> Cost {
+        let prompt = to.min(self.prompt_len).saturating_sub(from);
+        let output = to.saturating_sub(from.max(self.prompt_len));
+        Cost::prompt(prompt) + Cost::output(output)
+    }
+
+    /// The next rows, and what they cost.
+    pub(super) fn plan(
+        &mut self,
+        rows: usize,
+        lease: Option<AdapterLease>,
+    ) -> (PlannedSequence, Cost) {
         let position = self.computed;
         self.computed += rows;
+        let cost = self.cost(self.charged, self.computed);
+        self.charged = self.charged.max(self.computed);
         let samples = self.computed == self.tokens.len() + self.pending;
         let follows_pending = position == self.tokens.len();
         self.pending += usize::from(samples);
-        PlannedSequence {
+        let planned = PlannedSequence {
             sequence: self.id,
             position,
             rows,
@@ -191,7 +226,8 @@ impl Sequence {
             follows_pending,
             lease,
             admission: self.admissions,
-        }
+        };
+        (planned, cost)
     }
 
     pub(super) fn commit(

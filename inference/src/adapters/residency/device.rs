@@ -2,17 +2,21 @@
 
 use super::entry::{Entry, InHost, OnDevice};
 use super::tier::{Room, Shortage, dispensability};
-use super::{AdapterAction, Residency};
+use super::{AdapterAction, Claim, Claims, Residency};
 use crate::adapters::AdapterKey;
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// Plans in a row that an adapter in use may sit out without losing its turn: a step that runs ahead,
+/// and rows that wait for their last token, leave gaps.
+const IDLE_PLANS: u64 = 4;
+
 /// On the device, in the order in which they give way.
 #[derive(Default)]
 struct Victims {
     unneeded: Vec<(Reverse<u128>, Instant, AdapterKey)>,
-    /// Their quantum has ended.
+    /// Their turn has ended.
     in_use: Vec<(Instant, AdapterKey)>,
     /// For an adapter that has no room beside the pins.
     pinned: Vec<(Reverse<u128>, Instant, AdapterKey)>,
@@ -30,7 +34,12 @@ impl Victims {
 }
 
 impl Residency {
-    pub(super) fn upload(&mut self, now: Instant, actions: &mut Vec<AdapterAction>) {
+    pub(super) fn upload(
+        &mut self,
+        now: Instant,
+        claims: &Claims,
+        actions: &mut Vec<AdapterAction>,
+    ) {
         for at in 0..self.wanted.len() {
             if self.uploads == self.config.max_uploads {
                 return;
@@ -52,7 +61,7 @@ impl Residency {
                 self.fail(key, reason, now);
                 continue;
             }
-            match self.make_device_room(key, bytes, now, actions) {
+            match self.make_device_room(key, bytes, now, claims, actions) {
                 Room::Now => {}
                 Room::OverQuota => continue,
                 Room::Coming | Room::Full => return,
@@ -60,7 +69,7 @@ impl Residency {
             let Some(slot) = self.slots.take(key) else { return };
             self.device.reserve(key, bytes);
             self.uploads += 1;
-            self.entry_mut(&key).device = OnDevice::Uploading { bytes };
+            self.entry_mut(&key).device = OnDevice::Uploading { bytes, since: now };
             actions.push(AdapterAction::Upload { slot, adapter });
         }
     }
@@ -81,6 +90,7 @@ impl Residency {
         key: AdapterKey,
         bytes: u64,
         now: Instant,
+        claims: &Claims,
         actions: &mut Vec<AdapterAction>,
     ) -> Room {
         let lacks = self.device_shortage(key, bytes);
@@ -88,7 +98,7 @@ impl Residency {
             return Room::Now;
         }
         let candidates = |key: AdapterKey| (key, self.entry(&key).device_bytes());
-        let (lacks, victims) = self.device_victims(key, bytes, now, lacks);
+        let (lacks, victims) = self.device_victims(key, bytes, now, claims, lacks);
         let victims: Vec<_> = victims.into_order().map(candidates).collect();
         let leaving = match lacks.cover(&victims) {
             Ok(leaving) => leaving,
@@ -130,20 +140,25 @@ impl Residency {
         wanted: AdapterKey,
         bytes: u64,
         now: Instant,
+        claims: &Claims,
         mut lacks: Shortage,
     ) -> (Shortage, Victims) {
         let displaces_pins = self.displaces_pins_on_device(wanted, bytes);
+        let newcomer = Claim::of(&wanted, claims);
         let mut victims = Victims::default();
         for key in &self.device.members {
             let entry = self.entry(key);
-            let OnDevice::Present { bytes, quantum_ends, leaving, .. } = entry.device else {
+            let OnDevice::Present { bytes, turn_ends, leaving, ref lease } = entry.device else {
                 continue;
             };
             if leaving {
                 lacks.ease(*key, bytes);
                 continue;
             }
-            let is_due = !entry.is_demanded() || quantum_ends <= now;
+            let sits_out = self.slots.ran(lease.slot()) + IDLE_PLANS < self.plans;
+            let had_its_turn = turn_ends <= now && Claim::of(key, claims).served >= newcomer.served;
+            let gives_way = newcomer.can_run && (sits_out || had_its_turn);
+            let is_due = !entry.is_demanded() || gives_way;
             let idle = now.saturating_duration_since(entry.last_used);
             let rank = Reverse(dispensability(idle, bytes, self.share(key.tenant).weight));
             match (entry.is_held(), entry.is_demanded()) {
@@ -152,7 +167,7 @@ impl Residency {
                     victims.pinned.push((rank, entry.last_used, *key));
                 }
                 (true, _) => {}
-                (false, true) => victims.in_use.push((quantum_ends, *key)),
+                (false, true) => victims.in_use.push((turn_ends, *key)),
                 (false, false) => victims.unneeded.push((rank, entry.last_used, *key)),
             }
         }

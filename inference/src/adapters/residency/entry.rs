@@ -46,12 +46,13 @@ pub(super) enum OnDevice {
     Absent,
     Uploading {
         bytes: u64,
+        since: Instant,
     },
     Present {
         lease: AdapterLease,
         bytes: u64,
-        /// Until then it keeps its place while somebody needs it.
-        quantum_ends: Instant,
+        /// Until then it keeps its place while somebody uses it.
+        turn_ends: Instant,
         /// Gives way to another: no new leases, evicted when the last one is dropped.
         leaving: bool,
     },

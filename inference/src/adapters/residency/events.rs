@@ -8,6 +8,9 @@ use crate::backend::{AdapterSlot, HostAdapter};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// A slot is empty during a swap, so this bounds the device time that rotation costs to a sixteenth.
+const TURN_PER_SWAP: u32 = 16;
+
 /// Why an adapter could not be read from disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadFailure {
@@ -111,16 +114,17 @@ impl Residency {
         self.uploads -= 1;
         let Some(key) = self.slots.owner(slot) else { return };
         let Some(entry) = self.entries.get_mut(&key) else { return };
-        let OnDevice::Uploading { bytes, .. } = entry.device else { return };
+        let OnDevice::Uploading { bytes, since } = entry.device else { return };
         let failure = match result {
             Ok(()) => {
                 entry.attempts = 0;
                 entry.refused_uploads = 0;
                 entry.last_used = now;
+                self.slots.runs(slot, self.plans);
                 entry.device = OnDevice::Present {
                     lease: AdapterLease::new(slot, now),
                     bytes,
-                    quantum_ends: now + self.config.quantum,
+                    turn_ends: now + turn(&self.config, now - since),
                     leaving: false,
                 };
                 return;
@@ -156,6 +160,12 @@ impl Residency {
         entry.failure = Some(Failure { retry_at, reason });
         self.failures.push(key);
     }
+}
+
+/// How long an adapter may stay in use that took so long to bring to the device.
+fn turn(config: &ResidencyConfig, swap: Duration) -> Duration {
+    let turn = swap.saturating_mul(TURN_PER_SWAP);
+    turn.clamp(config.quantum / TURN_PER_SWAP, config.quantum)
 }
 
 fn backoff(config: &ResidencyConfig, entry: &Entry) -> Duration {

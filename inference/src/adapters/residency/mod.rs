@@ -9,11 +9,14 @@
 //! ```
 //! The tiers are independent: an adapter on the device may have lost its file and its host copy to
 //! others that needed the room. Adapters that sequences need and that are not on the device wait
-//! in one queue. Whoever is ahead may displace what nobody needs and those behind, and, once its
-//! quantum has ended, what is on the device: so each gets its turn, and a swap is paid for by a
-//! quantum of use. A tenant that has used up its quota waits for its own adapters to let go, and
-//! nobody waits for it. [Pins](Pin) keep their places.
+//! in one queue: first those of the tenant that has been served least, and of one tenant those that
+//! wait longest. Whoever is ahead may displace what nobody needs and those behind; of those in use on
+//! the device, whoever's turn has ended and whose tenant has not been served less, or who does not run
+//! at all. So each gets its turn, and a swap is paid for by a quantum of use. An adapter that is wanted
+//! only by sequences that could not run displaces nobody in use. A tenant that has used up its quota
+//! waits for its own adapters to let go, and nobody waits for it. [Pins](Pin) keep their places.
 
+mod claim;
 mod device;
 mod disk;
 mod entry;
@@ -38,6 +41,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tier::Tier;
 
+pub use claim::{Claim, Claims};
 pub use events::{FetchFailure, ReadFailure, UploadFailure};
 pub use lease::{AdapterDemand, AdapterLease};
 pub use pins::{Pin, PinRefusal, PinState};
@@ -49,7 +53,9 @@ pub use report::{AdapterReport, ResidencyReport, ResidencyState, TierUse};
 pub struct ResidencyConfig {
     pub host_bytes: u64,
     pub disk_bytes: u64,
-    /// How long an adapter that is in use stays on the device while others wait for its place.
+    /// While others wait for its place, an adapter in use keeps it for sixteen times as long as
+    /// bringing it there took, so that swaps cost little; at most this long, so that all get their
+    /// turn, and at least a sixteenth of it.
     pub quantum: Duration,
     /// Downloads, and reads from disk, under way at once.
     pub max_fetches: usize,
@@ -125,6 +131,8 @@ pub struct Residency {
     uploads: usize,
     /// Failed since [`Residency::take_failures`].
     failures: Vec<AdapterKey>,
+    /// Counts plans: an adapter in use that has not run for a few has no use for its place.
+    plans: u64,
     changes: u64,
     rotations: u64,
     next_sweep: Option<Instant>,
@@ -147,6 +155,7 @@ impl Residency {
             reads: 0,
             uploads: 0,
             failures: Vec::new(),
+            plans: 0,
             changes: 0,
             rotations: 0,
             next_sweep: None,
@@ -203,8 +212,8 @@ impl Residency {
         match &mut entry.device {
             OnDevice::Absent if !waits => self.wanted.push_back(key),
             // Its turn starts now, unless it would prolong one at the cost of those who wait.
-            OnDevice::Present { quantum_ends, .. } if is_first && nobody_waits => {
-                *quantum_ends = now + quantum;
+            OnDevice::Present { turn_ends, .. } if is_first && nobody_waits => {
+                *turn_ends = now + quantum;
             }
             _ => {}
         }
@@ -233,11 +242,26 @@ impl Residency {
     }
 
     /// The adapter's slot, to be read by one step; None while it is not on the device.
-    pub fn lease(&mut self, key: &AdapterKey, now: Instant) -> Option<AdapterLease> {
-        let entry = self.entries.get_mut(key)?;
-        let OnDevice::Present { lease, leaving: false, .. } = &entry.device else { return None };
-        entry.last_used = now;
+    pub fn lease(&self, key: &AdapterKey) -> Option<AdapterLease> {
+        let OnDevice::Present { lease, leaving: false, .. } = &self.entries.get(key)?.device else {
+            return None;
+        };
         Some(lease.clone())
+    }
+
+    /// The step planned now reads the slot. False when that is known already.
+    pub fn runs(&mut self, slot: AdapterSlot, now: Instant) -> bool {
+        if !self.slots.runs(slot, self.plans) {
+            return false;
+        }
+        let entry = self.slots.owner(slot).and_then(|key| self.entries.get_mut(&key));
+        entry.into_iter().for_each(|entry| entry.last_used = now);
+        true
+    }
+
+    /// Adapters wait for the device.
+    pub fn is_contended(&self) -> bool {
+        !self.wanted.is_empty()
     }
 
     /// Adapters whose loads failed since the last call; those who need them are to be told.

@@ -1,7 +1,7 @@
 //! What to do next, from the device down: room is given to whoever has waited longest.
 
 use super::entry::{Entry, OnDevice};
-use super::{AdapterAction, Residency};
+use super::{AdapterAction, Claim, Claims, Residency};
 use crate::adapters::AdapterKey;
 use std::collections::HashSet;
 use std::time::Instant;
@@ -9,15 +9,22 @@ use std::time::Instant;
 impl Residency {
     /// Decides the next moves and records them as under way; each action must be performed.
     /// To be called before the step's leases are taken.
-    pub fn plan(&mut self, now: Instant, actions: &mut Vec<AdapterAction>) {
+    /// `claims`: of every adapter that sequences need, while [`Residency::is_contended`].
+    pub fn plan(&mut self, now: Instant, claims: &Claims, actions: &mut Vec<AdapterAction>) {
         let before = actions.len();
+        self.plans += 1;
         self.settle_pins(now);
         self.drop_forgotten(now, actions);
         self.evict_leaving(now, actions);
         self.sweep(now);
         let entries = &self.entries;
         self.wanted.retain(|key| entries.get(key).is_some_and(Entry::waits_for_device));
-        self.upload(now, actions);
+        // Stable: of one tenant's, whoever waits longest stays first.
+        self.wanted.make_contiguous().sort_by_key(|key| {
+            let claim = Claim::of(key, claims);
+            (!claim.can_run, claim.served)
+        });
+        self.upload(now, claims, actions);
         self.read_files(now, actions);
         self.fetch(now, actions);
         self.cancel_fetches(now, actions);

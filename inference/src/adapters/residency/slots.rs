@@ -8,11 +8,14 @@ pub(super) struct Slots {
     owners: Vec<Option<AdapterKey>>,
     /// Of the latest owner of each slot; a new one gets the next number.
     generations: Vec<u32>,
+    /// The latest plan in which each was read, or given away.
+    ran: Vec<u64>,
 }
 
 impl Slots {
     pub fn new(max_slots: u32) -> Self {
-        Self { owners: vec![None; max_slots as usize], generations: vec![0; max_slots as usize] }
+        let slots = max_slots as usize;
+        Self { owners: vec![None; slots], generations: vec![0; slots], ran: vec![0; slots] }
     }
 
     pub fn free(&self) -> usize {
@@ -37,6 +40,17 @@ impl Slots {
             return None;
         }
         self.owners[index]
+    }
+
+    /// The plan reads the slot, or its adapter arrived with it. False when that is known already.
+    pub fn runs(&mut self, slot: AdapterSlot, plan: u64) -> bool {
+        let ran = &mut self.ran[slot.index as usize];
+        std::mem::replace(ran, plan) != plan
+    }
+
+    /// The latest plan of which [`Slots::runs`] was told.
+    pub fn ran(&self, slot: AdapterSlot) -> u64 {
+        self.ran[slot.index as usize]
     }
 
     pub fn release(&mut self, slot: AdapterSlot) {

@@ -150,9 +150,21 @@ impl World {
 
     fn plan(&mut self) {
         let mut actions = Vec::new();
-        self.residency.plan(self.now, &mut actions);
+        self.residency.plan(self.now, &Claims::default(), &mut actions);
         self.pending.extend(actions);
         self.residency.assert_invariants();
+        self.run();
+    }
+
+    /// A step of everything that is in use on the device.
+    fn run(&mut self) {
+        let in_use = self.residency.entries.iter().filter(|(_, entry)| entry.is_demanded());
+        let keys: Vec<AdapterKey> = in_use.map(|(key, _)| *key).collect();
+        for key in keys {
+            if let Some(lease) = self.residency.lease(&key) {
+                self.residency.runs(lease.slot(), self.now);
+            }
+        }
     }
 
     /// Performs the action at an index.

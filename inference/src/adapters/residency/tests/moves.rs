@@ -54,16 +54,16 @@ fn a_slot_is_kept_while_a_step_reads_it_and_its_next_owner_has_another_generatio
     let (a, b) = (manifest(1, 40), manifest(2, 40));
     let demand = world.demand(&a);
     world.settle();
-    let lease = world.residency.lease(&a.key, world.now).unwrap();
+    let lease = world.residency.lease(&a.key).unwrap();
     drop(demand);
     let _other = world.demand(&b);
     world.settle();
     assert!(!world.is_on_device(&b));
-    assert!(world.residency.lease(&a.key, world.now).is_none(), "it is on its way out");
+    assert!(world.residency.lease(&a.key).is_none(), "it is on its way out");
     let slot = lease.slot();
     drop(lease);
     world.settle();
-    let next = world.residency.lease(&b.key, world.now).unwrap().slot();
+    let next = world.residency.lease(&b.key).unwrap().slot();
     assert_eq!(next.index, slot.index);
     assert_ne!(next.generation, slot.generation);
 }
@@ -86,6 +86,70 @@ fn an_adapter_in_use_gives_way_when_its_quantum_has_ended_and_comes_back() {
 }
 
 #[test]
+fn an_adapter_in_use_gives_way_at_once_when_it_does_not_run() {
+    let mut world = World::new(100, 100, 40);
+    let [a, b] = [1, 2].map(|id| manifest(id, 40));
+    let _a = world.demand(&a);
+    world.settle();
+    let _b = world.demand(&b);
+    world.settle();
+    assert!(world.is_on_device(&a), "it runs, and its turn has not ended");
+    let mut actions = Vec::new();
+    for _ in 0..10 {
+        world.residency.plan(world.now, &Claims::default(), &mut actions);
+    }
+    assert!(matches!(actions[..], [AdapterAction::Evict(_), AdapterAction::Upload { .. }]));
+}
+
+#[test]
+fn a_tenant_that_was_served_less_is_not_displaced_and_who_cannot_run_displaces_nobody_in_use() {
+    let claims = |a: &AdapterManifest, served_a, b: &AdapterManifest, can_run_b| {
+        let a = (a.key, Claim { served: served_a, can_run: true });
+        Claims::from([a, (b.key, Claim { served: 10, can_run: can_run_b })])
+    };
+    let mut world = World::new(100, 100, 40);
+    let [a, b] = [1, 2].map(|id| manifest(id, 40));
+    let _a = world.demand(&a);
+    world.settle();
+    let _b = world.demand(&b);
+    world.settle();
+    world.now += world.residency.config.quantum;
+    let mut actions = Vec::new();
+    for (served_a, can_run_b) in [(9, true), (10, false), (100, false)] {
+        world.residency.plan(world.now, &claims(&a, served_a, &b, can_run_b), &mut actions);
+        world.run();
+    }
+    assert!(actions.is_empty());
+    world.residency.plan(world.now, &claims(&a, 10, &b, true), &mut actions);
+    assert!(matches!(actions[..], [AdapterAction::Evict(_), AdapterAction::Upload { .. }]));
+}
+
+#[test]
+fn a_turn_lasts_as_long_as_sixteen_swaps_and_no_longer_than_the_quantum() {
+    for upload_ms in [10, 100] {
+        let mut world = World::new(100, 100, 40);
+        let [a, b] = [1, 2].map(|id| manifest(id, 40));
+        let (_a, _b) = (world.demand(&a), world.demand(&b));
+        while !matches!(world.pending.front(), Some(AdapterAction::Upload { .. })) {
+            world.plan();
+            let is_upload = |action: &AdapterAction| matches!(action, AdapterAction::Upload { .. });
+            while world.pending.front().is_some_and(|action| !is_upload(action)) {
+                world.perform(0, End::Well);
+            }
+        }
+        world.now += Duration::from_millis(upload_ms);
+        world.perform(0, End::Well);
+        let turn = Duration::from_millis(16 * upload_ms).min(world.residency.config.quantum);
+        world.now += turn - Duration::from_micros(1);
+        world.settle();
+        assert!(world.is_on_device(&a));
+        world.now += Duration::from_micros(1);
+        world.settle();
+        assert!(world.is_on_device(&b));
+    }
+}
+
+#[test]
 fn what_nobody_needs_leaves_first_and_least_recently_used() {
     let mut world = World::new(400, 400, 80);
     let [a, b, c] = [1, 2, 3].map(|id| manifest(id, 40));
@@ -95,7 +159,8 @@ fn what_nobody_needs_leaves_first_and_least_recently_used() {
         drop(demand);
         world.now += Duration::from_millis(1);
     }
-    let _ = world.residency.lease(&a.key, world.now);
+    let slot = world.residency.lease(&a.key).unwrap().slot();
+    world.residency.runs(slot, world.now);
     let _c = world.demand(&c);
     world.settle();
     assert!(world.is_on_device(&a) && world.is_on_device(&c));

@@ -66,7 +66,7 @@ proptest! {
                 }
                 Op::Lease(i) if !demands.is_empty() => {
                     let key = numbered(demands[i % demands.len()].0).key;
-                    leases.extend(world.residency.lease(&key, world.now).map(|l| (key, l)));
+                    leases.extend(world.residency.lease(&key).map(|l| (key, l)));
                 }
                 Op::Collect(i) if !leases.is_empty() => {
                     leases.swap_remove(i % leases.len());
@@ -96,7 +96,7 @@ proptest! {
             world.settle();
             demands.retain(|(id, _)| {
                 let key = numbered(*id).key;
-                world.residency.lease(&key, world.now).is_none()
+                world.residency.lease(&key).is_none()
                     && world.residency.failure(&key).is_none()
             });
             world.now += world.residency.config.quantum;

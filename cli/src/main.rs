@@ -24,8 +24,13 @@ mod variables;
 
 use args::{Cli, Command};
 use clap::Parser;
+use lorikeet_inference::node::EngineStopped;
 use std::process::ExitCode;
 use tokio::runtime::{Builder, Runtime};
+
+/// Of a node whose engine has stopped, so that whoever watches it knows that a new start helps
+/// (`EX_SOFTWARE` of sysexits.h). Every other error is 1.
+const ENGINE_STOPPED: u8 = 70;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -35,6 +40,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
+            if error.is::<EngineStopped>() {
+                return ExitCode::from(ENGINE_STOPPED);
+            }
             ExitCode::FAILURE
         }
     }

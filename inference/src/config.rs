@@ -334,6 +334,8 @@ where
                 sim.capacity.num_blocks = blocks.unwrap_or(u32::MAX);
             }
             sim.capacity.adapter_bytes = adapter_bytes.unwrap_or(sim.capacity.adapter_bytes);
+            // For tests of what follows: nothing in a request can bring it about.
+            sim.faults.panic_at_step = vars.positive("LORIKEET_SIM_PANIC_AT_STEP")?;
             Ok(Device::Sim(sim))
         }
         other => match other.strip_prefix("cuda:").and_then(|n| n.parse().ok()) {

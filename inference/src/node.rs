@@ -32,7 +32,13 @@ use tokio_util::sync::CancellationToken;
 /// What the last answers may take to be written, once the engine has ended their requests.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Runs a node until `shutdown`, or until its engine stops, which is an error.
+/// The engine has ended by itself, by a panic or an error of the device: the process is to be started
+/// again. Requests in flight were answered 503, and their accounts are closed.
+#[derive(Debug, thiserror::Error)]
+#[error("the engine stopped: {0}")]
+pub struct EngineStopped(String);
+
+/// Runs a node until `shutdown`, or until its engine stops: [`EngineStopped`].
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     let api = bind(config.listen, "LORIKEET_NODE_LISTEN").await?;
     let metrics = match config.metrics_listen {
@@ -156,7 +162,7 @@ async fn announce(engine: EngineHandle, address: SocketAddr, model: String, devi
 }
 
 /// Returns when the node is to end: a while after `shutdown`, in which it still serves and says that it
-/// is not ready, so that load balancers turn away first. An error when the engine has stopped.
+/// is not ready, so that load balancers turn away first. [`EngineStopped`] a while after that.
 async fn until_stopped(
     engine: &EngineHandle,
     shutdown: &CancellationToken,
@@ -179,7 +185,11 @@ async fn until_stopped(
     };
     tokio::select! {
         () = told => Ok(()),
-        reason = stopped => Err(anyhow::anyhow!("the engine stopped: {reason}")),
+        reason = stopped => {
+            // Whoever asks meanwhile hears that the node is not ready, before nobody answers.
+            tokio::time::sleep(LAST_WORDS).await;
+            Err(EngineStopped(reason).into())
+        }
     }
 }
 

@@ -64,7 +64,17 @@ impl Demo {
         Self::start_in(dir).await
     }
 
+    /// A fresh one, with some variables of its own.
+    pub async fn start_with(vars: &[(&str, &str)]) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("lk-").tempdir()?;
+        Self::start_in_with(dir, vars).await
+    }
+
     async fn start_in(dir: tempfile::TempDir) -> Result<Self> {
+        Self::start_in_with(dir, &[]).await
+    }
+
+    async fn start_in_with(dir: tempfile::TempDir, vars: &[(&str, &str)]) -> Result<Self> {
         let log = std::fs::File::create(dir.path().join("demo.log"))?;
         let mut command = Command::new(binary()?);
         command.arg("demo").arg("--data").arg(dir.path().join("data"));
@@ -79,6 +89,7 @@ impl Demo {
             command.arg(flag).arg(free_port()?.to_string());
         }
         let child = command
+            .envs(vars.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -125,6 +136,22 @@ impl Demo {
             .iter()
             .find(|p| p.name == name)
             .with_context(|| format!("no process {name} among {:?}", names()))
+    }
+
+    /// Waits until the demo itself has given a part another process, and knows that one then.
+    pub async fn until_restarted(&mut self, name: &str) -> Result<()> {
+        let (before, started) = (self.process(name)?.pid, Instant::now());
+        while started.elapsed() < RESTART_LIMIT {
+            // It is written over while we read.
+            if let Ok(facts) = self.read_facts() {
+                self.facts = facts;
+            }
+            if self.process(name)?.pid != before {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("{name} was not started again:\n{}", self.log())
     }
 
     /// `kill -9`, now.

@@ -1,6 +1,7 @@
 //! The whole system, as its users see it.
 
 mod bench;
+mod engine;
 mod faults;
 mod journey;
 mod nodes;

@@ -56,6 +56,13 @@ impl Facts {
         }
     }
 
+    /// The part has another process now.
+    pub fn restarted(&mut self, process: &Process) {
+        for part in self.processes.iter_mut().filter(|part| part.name == process.spec.name) {
+            part.pid = process.pid;
+        }
+    }
+
     pub fn file(home: &Home) -> PathBuf {
         home.path("demo.json")
     }

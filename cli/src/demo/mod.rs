@@ -18,7 +18,7 @@ pub mod s3;
 mod seed;
 mod state;
 
-use crate::{cache, nodes, signals};
+use crate::{ENGINE_STOPPED, cache, nodes, signals};
 use anyhow::{Context, bail};
 use facts::Facts;
 use futures::StreamExt;
@@ -35,6 +35,7 @@ use sqlx::postgres::PgConnectOptions;
 use state::State;
 use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -44,6 +45,9 @@ const KIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/kit/data");
 /// Initialising a cluster, or loading a model, on a slow and busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Before a node whose engine has stopped is started again, which may not help.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -86,15 +90,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     };
     demo.prepare().await?;
     let mut running = Vec::new();
-    let outcome = tokio::select! {
-        up = demo.start(&mut running) => up,
-        () = shutdown.cancelled() => Ok(()),
+    let mut outcome = tokio::select! {
+        up = demo.start(&mut running) => up.map(Some),
+        () = shutdown.cancelled() => Ok(None),
     };
-    if outcome.is_ok() {
-        report_ends(&mut running, &shutdown).await;
+    if let Ok(Some(facts)) = &mut outcome {
+        demo.watch(facts, &mut running, &shutdown).await;
     }
     let stopped = demo.stop(&mut running).await;
-    outcome.and(stopped)
+    outcome?;
+    stopped
 }
 
 struct Demo {
@@ -126,7 +131,7 @@ impl Demo {
     }
 
     /// Starts all parts, seeds the two tenants, and says what there is to try.
-    async fn start(&self, running: &mut Vec<Process>) -> anyhow::Result<()> {
+    async fn start(&self, running: &mut Vec<Process>) -> anyhow::Result<Facts> {
         eprintln!("Lorikeet demo in {}", self.home.dir().display());
         let mut state = State::load_or_create(&self.home)?;
         let parts = self.parts(&state);
@@ -147,7 +152,45 @@ impl Demo {
             self.home.path("logs").display(),
             self.started.elapsed().as_secs_f64()
         )?;
-        Ok(())
+        Ok(facts)
+    }
+
+    /// Starts a node again whose engine has stopped. Any other part that ends is said once, and left:
+    /// whoever killed it can start it from demo.json.
+    async fn watch(
+        &self,
+        facts: &mut Facts,
+        running: &mut [Process],
+        shutdown: &CancellationToken,
+    ) {
+        let mut watched: Vec<usize> = (0..running.len()).collect();
+        while let Some((at, status)) = next_end(running, &watched, shutdown).await {
+            let name = running[at].spec.name;
+            let is_restarted = match status {
+                Ok(status) if status.code() == Some(ENGINE_STOPPED.into()) => {
+                    eprintln!("{name}: its engine stopped; it is started again");
+                    tokio::time::sleep(RESTART_PAUSE).await;
+                    self.restart(facts, &mut running[at])
+                        .inspect_err(|e| eprintln!("{name}: {e:#}"))
+                        .is_ok()
+                }
+                Ok(status) => {
+                    eprintln!("{name} ended ({status}); demo.json tells how to start it again");
+                    false
+                }
+                Err(error) => {
+                    eprintln!("{name} is out of sight: {error}");
+                    false
+                }
+            };
+            watched.retain(|other| is_restarted || *other != at);
+        }
+    }
+
+    fn restart(&self, facts: &mut Facts, process: &mut Process) -> anyhow::Result<()> {
+        *process = Process::start(process.spec.clone())?;
+        facts.restarted(process);
+        facts.save(&self.home)
     }
 
     /// Side by side where they can: only the control plane needs others to be up.
@@ -232,18 +275,18 @@ async fn answers(http: &reqwest::Client, url: &str) -> bool {
     http.get(url).send().await.is_ok_and(|response| response.status().is_success())
 }
 
-/// A part that ends is said once, and left: whoever killed it can start it from demo.json.
-async fn report_ends(running: &mut [Process], shutdown: &CancellationToken) {
-    let end = async |process: &mut Process| (process.spec.name, process.ended().await);
-    let mut ends: FuturesUnordered<_> = running.iter_mut().map(end).collect();
-    loop {
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            Some((name, status)) = ends.next() => match status {
-                Ok(status) => eprintln!("{name} ended ({status}); demo.json tells how to start it again"),
-                Err(error) => eprintln!("{name} is out of sight: {error}"),
-            },
-        }
+/// The next of the watched parts to end, by its place, and how it did. None at the demo's own end.
+async fn next_end(
+    running: &mut [Process],
+    watched: &[usize],
+    shutdown: &CancellationToken,
+) -> Option<(usize, std::io::Result<ExitStatus>)> {
+    let watched = running.iter_mut().enumerate().filter(|(at, _)| watched.contains(at));
+    let end = async |(at, process): (usize, &mut Process)| (at, process.ended().await);
+    let mut ends: FuturesUnordered<_> = watched.map(end).collect();
+    tokio::select! {
+        () = shutdown.cancelled() => None,
+        Some(end) = ends.next() => Some(end),
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 const BUCKET: &str = "lorikeet";
 
 /// Of the user's environment, what parts keep: where things are, and the node's tuning.
-const KEPT: [&str; 23] = [
+const KEPT: [&str; 24] = [
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",
@@ -30,6 +30,7 @@ const KEPT: [&str; 23] = [
     "LORIKEET_MAX_NUM_BATCHED_TOKENS",
     "LORIKEET_MAX_NUM_SEQS",
     "LORIKEET_MODEL_NAME",
+    "LORIKEET_SIM_PANIC_AT_STEP",
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_TRACES_SAMPLER_ARG",

@@ -211,7 +211,7 @@ impl From<LogError> for ApiError {
 impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
-            SubmitError::QueueFull => Self::Busy,
+            SubmitError::QueueFull | SubmitError::TenantQueueFull => Self::Busy,
             SubmitError::Stopped => Self::Stopped,
             SubmitError::EmptyPrompt => {
                 Self::Invalid { message: "The prompt has no token.".into(), param: None }

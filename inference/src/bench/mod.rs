@@ -140,7 +140,8 @@ fn spawn(
             disk_bytes: 64 << 30,
             ..ResidencyConfig::default()
         },
-        max_requests: config.concurrency + 1,
+        // One tenant does not get the whole queue.
+        max_requests: 2 * config.concurrency,
         base: config.spec.clone(),
         eos_tokens: Vec::new(),
     };

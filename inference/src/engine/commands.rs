@@ -1,13 +1,14 @@
 //! Requests on their way in and out.
 
 use super::handle::{Command, Submission};
+use super::places::Places;
 use super::{Engine, EngineEvent, EngineRequest, EngineState, FinishReason, RequestError, Usage};
 use crate::backend::batch::SequenceId;
 use crate::scheduler::{Ending, NewSequence, Sequence};
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::time::Instant;
+use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 /// What the engine keeps of a request beside its sequence.
 pub(super) struct Request {
@@ -16,7 +17,7 @@ pub(super) struct Request {
     pub key: Option<KeyId>,
     pub events: mpsc::Sender<EngineEvent>,
     /// Its place among the requests held, given back when the request has ended.
-    pub _place: OwnedSemaphorePermit,
+    pub _place: Places,
 }
 
 impl Engine {

@@ -1,5 +1,6 @@
 //! The bounded door between async code and the engine thread.
 
+use super::places::{Places, Queue};
 use super::request::{EngineRequest, SubmitError};
 use super::stats::{EngineState, EngineStats};
 use super::warm_up::{WarmUp, WarmUpError};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Room in the command channel beside one place for each request. When it is full, `cancel` is
 /// dropped, `warm_up` is refused, and whatever else is told to the engine waits.
@@ -50,18 +51,14 @@ pub(super) enum Command {
 pub(super) struct Submission {
     pub request: EngineRequest,
     pub submitted: Instant,
-    pub place: OwnedSemaphorePermit,
+    pub place: Places,
 }
-
-/// Room for requests that are handed over later; what is left is given back when it is dropped.
-pub struct Places(OwnedSemaphorePermit);
 
 /// Speaks to the engine from any thread or task. Clones share one engine.
 #[derive(Clone)]
 pub struct EngineHandle {
     commands: mpsc::Sender<Command>,
-    /// One permit for each request that the engine holds, waiting or running.
-    places: Arc<Semaphore>,
+    queue: Arc<Queue>,
     stats: watch::Receiver<EngineStats>,
     metrics: Arc<EngineMetrics>,
     thread: Thread,
@@ -75,7 +72,7 @@ impl EngineHandle {
         metrics: Arc<EngineMetrics>,
         thread: Thread,
     ) -> Self {
-        Self { commands, places: Arc::new(Semaphore::new(max_requests)), stats, metrics, thread }
+        Self { commands, queue: Arc::new(Queue::new(max_requests)), stats, metrics, thread }
     }
 
     /// Hands a request over without waiting. Every accepted request ends with exactly one
@@ -84,10 +81,9 @@ impl EngineHandle {
         self.try_submit_at(request, Instant::now())
     }
 
-    /// Room for `count` requests, or for none of them.
-    pub fn reserve(&self, count: u32) -> Result<Places, SubmitError> {
-        let places = Arc::clone(&self.places).try_acquire_many_owned(count);
-        places.map(Places).map_err(|_| SubmitError::QueueFull)
+    /// Room for `count` requests of a tenant, or for none of them.
+    pub fn reserve(&self, tenant: TenantId, count: u32) -> Result<Places, SubmitError> {
+        self.queue.reserve(tenant, count as usize)
     }
 
     /// As [`EngineHandle::try_submit`], in one of the reserved places.
@@ -96,7 +92,7 @@ impl EngineHandle {
         request: EngineRequest,
         places: &mut Places,
     ) -> Result<(), SubmitError> {
-        let place = places.0.split(1).ok_or(SubmitError::QueueFull)?;
+        let place = places.split_one().ok_or(SubmitError::QueueFull)?;
         self.submit(request, place, Instant::now())
     }
 
@@ -105,14 +101,14 @@ impl EngineHandle {
         request: EngineRequest,
         submitted: Instant,
     ) -> Result<(), SubmitError> {
-        let place = Arc::clone(&self.places).try_acquire_owned();
-        self.submit(request, place.map_err(|_| SubmitError::QueueFull)?, submitted)
+        let place = self.queue.reserve(request.tenant, 1)?;
+        self.submit(request, place, submitted)
     }
 
     fn submit(
         &self,
         request: EngineRequest,
-        place: OwnedSemaphorePermit,
+        place: Places,
         submitted: Instant,
     ) -> Result<(), SubmitError> {
         if request.prompt.is_empty() {

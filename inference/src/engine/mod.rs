@@ -19,6 +19,7 @@ mod commands;
 mod config;
 mod execute;
 mod handle;
+mod places;
 pub mod request;
 mod stats;
 mod thread;
@@ -30,8 +31,8 @@ use crate::adapters::residency::{AdapterAction, LoadAction, Residency, UploadFai
 use crate::backend::batch::SequenceId;
 use crate::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
 use crate::kv::BlockPool;
-use crate::telemetry::{EngineMetrics, Move, MoveEnd, Moves};
 use crate::scheduler::{Prices, Scheduler, SchedulerConfig, SequenceMap, StepPlan};
+use crate::telemetry::{EngineMetrics, Move, MoveEnd, Moves};
 use commands::Request;
 use handle::Command;
 use lorikeet_contract::RequestId;
@@ -42,7 +43,8 @@ use tokio::sync::{mpsc, watch};
 use warm_up::WarmingUp;
 
 pub use config::EngineConfig;
-pub use handle::{EngineHandle, Places, Revocation};
+pub use handle::{EngineHandle, Revocation};
+pub use places::Places;
 pub use request::{EngineEvent, EngineRequest, FinishReason, RequestError, SubmitError, Usage};
 pub use stats::{EngineState, EngineStats, KvUse, StepReport};
 pub use thread::spawn;

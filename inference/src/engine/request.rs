@@ -101,6 +101,9 @@ pub enum RequestError {
 pub enum SubmitError {
     #[error("the node's queue is full")]
     QueueFull,
+    /// The rest of the queue is kept for others.
+    #[error("the tenant has too many requests on this node")]
+    TenantQueueFull,
     #[error("the engine is not running")]
     Stopped,
     #[error("the prompt is empty")]

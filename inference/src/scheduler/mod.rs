@@ -211,8 +211,32 @@ impl Scheduler {
     }
 }
 
+/// How a tenant stands.
+#[cfg(test)]
+#[derive(Debug)]
+pub struct Standing {
+    pub tenant: lorikeet_contract::TenantId,
+    pub waits: bool,
+    pub served: u64,
+    weight: u64,
+}
+
+#[cfg(test)]
+impl Standing {
+    /// With so many tokens of output more.
+    pub fn served_after(&self, tokens: usize) -> u64 {
+        self.served + tenants::virtual_cost(price::Cost::output(tokens), self.weight)
+    }
+}
+
 #[cfg(test)]
 impl Scheduler {
+    pub fn standings(&self) -> Vec<Standing> {
+        let of =
+            |(tenant, waits, Served(served), weight)| Standing { tenant, waits, served, weight };
+        self.tenants.standings().map(of).collect()
+    }
+
     pub fn assert_invariants(&self, kv: &BlockPool) {
         kv.assert_invariants(self.sequences.values().map(|sequence| &sequence.table));
         assert!(self.running.is_sorted());

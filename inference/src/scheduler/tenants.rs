@@ -80,8 +80,7 @@ impl Tenants {
     /// What the tenant will have been served after such a cost.
     pub fn served_after(&self, account: Account, cost: Cost) -> Served {
         let tenant = &self.tenants[account.0];
-        let virtual_cost = cost.0.saturating_mul(SCALE) / tenant.weight;
-        Served(tenant.served.0.saturating_add(virtual_cost))
+        Served(tenant.served.0.saturating_add(virtual_cost(cost, tenant.weight)))
     }
 
     pub fn charge(&mut self, account: Account, cost: Cost) {
@@ -170,6 +169,21 @@ impl Tenants {
             self.last = Some(turn.account);
         }
     }
+}
+
+#[cfg(test)]
+impl Tenants {
+    /// Each tenant, whether something of it waits, what it has been served, and its weight.
+    pub fn standings(&self) -> impl Iterator<Item = (TenantId, bool, Served, u64)> {
+        self.accounts.iter().map(|(id, account)| {
+            let tenant = &self.tenants[account.0];
+            (*id, !tenant.waiting.is_empty(), tenant.served, tenant.weight)
+        })
+    }
+}
+
+pub(super) fn virtual_cost(cost: Cost, weight: u64) -> u64 {
+    cost.0.saturating_mul(SCALE) / weight
 }
 
 #[cfg(test)]

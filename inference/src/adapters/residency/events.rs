@@ -8,8 +8,8 @@ use crate::backend::{AdapterSlot, HostAdapter};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A slot is empty during a swap, so this bounds the device time that rotation costs to a sixteenth.
-const TURN_PER_SWAP: u32 = 16;
+/// A slot is empty during a swap, so this bounds the device time that rotation costs to an eighth.
+const TURN_PER_SWAP: u32 = 8;
 
 /// Why an adapter could not be read from disk.
 #[derive(Debug, Clone, PartialEq, Eq)]

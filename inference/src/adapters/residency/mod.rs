@@ -53,9 +53,9 @@ pub use report::{AdapterReport, ResidencyReport, ResidencyState, TierUse};
 pub struct ResidencyConfig {
     pub host_bytes: u64,
     pub disk_bytes: u64,
-    /// While others wait for its place, an adapter in use keeps it for sixteen times as long as
+    /// While others wait for its place, an adapter in use keeps it for eight times as long as
     /// bringing it there took, so that swaps cost little; at most this long, so that all get their
-    /// turn, and at least a sixteenth of it.
+    /// turn, and at least an eighth of that.
     pub quantum: Duration,
     /// Downloads, and reads from disk, under way at once.
     pub max_fetches: usize,

@@ -86,7 +86,7 @@ impl Choices {
                 });
             }
         }
-        let places = api.engine.reserve(choices.len() as u32)?;
+        let places = api.engine.reserve(caller.tenant, choices.len() as u32)?;
         let observation = caller.observation.clone();
         let mut choices = Self { choices, per_prompt, places, observation, served, turn: 0 };
         for leader in (0..choices.choices.len()).step_by(per_prompt) {

@@ -3,6 +3,7 @@ mod harness;
 mod isolation;
 mod kit;
 mod lifecycle;
+mod load;
 mod property;
 mod rules;
 mod scheduling;

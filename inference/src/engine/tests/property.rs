@@ -4,7 +4,9 @@
 use super::harness::*;
 use crate::adapters::{AdapterManifest, Pin};
 use crate::engine::{FinishReason, RequestError, Revocation};
+use crate::scheduler::{SchedulerConfig, Standing};
 use crate::share::TenantShare;
+use lorikeet_contract::TenantId;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -194,6 +196,77 @@ proptest! {
                 Some(End::Failed(RequestError::Revoked, _)) => {}
                 other => prop_assert!(false, "{:?}", other),
             }
+        }
+        rig.steps(3);
+        rig.engine.assert_idle();
+    }
+}
+
+/// By how much each tenant was ahead of one that waits, when that began to wait.
+#[derive(Default)]
+struct Waits(HashMap<TenantId, HashMap<TenantId, u64>>);
+
+impl Waits {
+    /// While a tenant waits, nobody gets ahead of it by more, by weight, than what fits the cache at
+    /// once and one request.
+    fn check(&mut self, standings: &[Standing], kv_tokens: usize) {
+        for own in standings {
+            if !own.waits {
+                self.0.remove(&own.tenant);
+                continue;
+            }
+            let others = standings.iter().filter(|other| other.tenant != own.tenant);
+            let ahead = |other: &Standing| other.served.saturating_sub(own.served);
+            let at_first = self.0.entry(own.tenant).or_default();
+            for other in others {
+                let before = *at_first.entry(other.tenant).or_insert_with(|| ahead(other));
+                let bound = other.served_after(kv_tokens + 45) - other.served;
+                assert!(
+                    ahead(other) <= before + bound,
+                    "{other:?} went {} ahead of {own:?}, {before} at first",
+                    ahead(other)
+                );
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #[test]
+    fn no_tenant_waits_longer_than_its_share_implies(
+        num_blocks in 12u32..60, max_num_seqs in 1usize..8, rows in 4usize..40, depth in 1u32..=2,
+        weights in prop::array::uniform3(1u32..5),
+        asks in prop::collection::vec(
+            (prop_oneof![4 => Just(0u8), 1 => 0u8..3], 0u32..25, 1u32..20,
+             prop_oneof![4 => Just(0usize), 1 => 0usize..10]),
+            1..80,
+        ),
+    ) {
+        let mut setup = Setup { max_requests: 512, ..Setup::default() };
+        setup.capacity.num_blocks = num_blocks;
+        setup.capacity.pipeline_depth = depth;
+        setup.scheduler = SchedulerConfig { max_num_seqs, max_num_batched_tokens: rows };
+        let mut rig = Rig::new(&setup);
+        let mut waits = Waits::default();
+        let mut readers = Vec::new();
+        for (tenant, more_prompt, max_tokens, steps) in asks {
+            // Prompts start differently, so that little comes from the cache.
+            let start = readers.len() as u32;
+            let prompt: Vec<u32> = (start..=start + more_prompt).map(|t| 4 + t % 60).collect();
+            let (mut request, reader) = request(tenant, None, &prompt, max_tokens);
+            request.share.weight = weights[usize::from(tenant)];
+            rig.try_submit(request).unwrap();
+            readers.push(reader);
+            for _ in 0..steps {
+                rig.step();
+                waits.check(&rig.engine.scheduler.standings(), 4 * num_blocks as usize);
+            }
+        }
+        while readers.iter().any(|reader| reader.end.is_none()) {
+            rig.step();
+            waits.check(&rig.engine.scheduler.standings(), 4 * num_blocks as usize);
+            readers.iter_mut().for_each(Reader::read);
         }
         rig.steps(3);
         rig.engine.assert_idle();

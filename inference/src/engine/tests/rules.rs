@@ -61,11 +61,11 @@ fn an_end_token_waits_for_the_least_number_of_tokens() {
 #[test]
 fn places_are_reserved_all_or_none_and_come_back() {
     let rig = Rig::new(&Setup { max_requests: 4, ..Setup::default() });
-    let mut places = rig.handle.reserve(3).unwrap();
-    assert!(matches!(rig.handle.reserve(2), Err(SubmitError::QueueFull)));
+    let mut places = rig.handle.reserve(tenant(1), 3).unwrap();
+    assert!(matches!(rig.handle.reserve(tenant(1), 2), Err(SubmitError::QueueFull)));
     rig.handle.submit_reserved(request(1, None, &PROMPT, 5).0, &mut places).unwrap();
     drop(places);
-    let mut rest = rig.handle.reserve(3).unwrap();
+    let mut rest = rig.handle.reserve(tenant(1), 3).unwrap();
     for _ in 0..3 {
         rig.handle.submit_reserved(request(1, None, &PROMPT, 5).0, &mut rest).unwrap();
     }

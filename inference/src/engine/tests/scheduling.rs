@@ -212,3 +212,44 @@ fn running_one_step_ahead_gives_the_same_tokens() {
     }
     rig.engine.assert_idle();
 }
+
+#[test]
+fn a_tenant_of_three_times_the_weight_gets_three_times_as_much() {
+    let mut setup = Setup::default();
+    setup.scheduler.max_num_seqs = 4;
+    let mut rig = Rig::new(&setup);
+    let mut readers = Vec::new();
+    for n in 0..60 {
+        let (mut request, reader) = request(1 + n % 2, None, &prompt(6), 10);
+        request.share.weight = if n % 2 == 0 { 300 } else { 100 };
+        rig.try_submit(request).unwrap();
+        readers.push(reader);
+    }
+    rig.steps(80);
+    readers.iter_mut().for_each(Reader::read);
+    let tokens =
+        |of: usize| readers.iter().skip(of).step_by(2).map(|r| r.tokens.len()).sum::<usize>();
+    let ratio = tokens(0) as f64 / tokens(1) as f64;
+    assert!((2.5..3.5).contains(&ratio), "{ratio}");
+    rig.finish(&mut readers.iter_mut().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_tenant_served_less_gets_the_blocks_of_one_served_more_and_keeps_its_own() {
+    let mut setup = Setup::default();
+    setup.capacity.num_blocks = 40;
+    let mut rig = Rig::new(&setup);
+    let mut busy: Vec<_> = (0..12).map(|_| rig.submit(1, None, &prompt(8), 100)).collect();
+    rig.steps(15);
+    let mut quiet = rig.submit(2, None, &prompt(8), 20);
+    let mut arrived = Vec::new();
+    for step in 0..40 {
+        rig.step();
+        quiet.read();
+        arrived.resize(quiet.tokens.len(), step);
+    }
+    assert!(quiet.end.is_some(), "its turn is not when a busy one's answers end");
+    assert!(arrived[0] < 10, "{arrived:?}");
+    assert!(arrived.is_sorted_by(|a, b| b - a <= 1), "it never lost its blocks: {arrived:?}");
+    rig.finish(&mut busy.iter_mut().collect::<Vec<_>>());
+}

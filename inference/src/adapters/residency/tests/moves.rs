@@ -125,7 +125,7 @@ fn a_tenant_that_was_served_less_is_not_displaced_and_who_cannot_run_displaces_n
 }
 
 #[test]
-fn a_turn_lasts_as_long_as_sixteen_swaps_and_no_longer_than_the_quantum() {
+fn a_turn_lasts_as_long_as_eight_swaps_and_no_longer_than_the_quantum() {
     for upload_ms in [10, 100] {
         let mut world = World::new(100, 100, 40);
         let [a, b] = [1, 2].map(|id| manifest(id, 40));
@@ -139,7 +139,7 @@ fn a_turn_lasts_as_long_as_sixteen_swaps_and_no_longer_than_the_quantum() {
         }
         world.now += Duration::from_millis(upload_ms);
         world.perform(0, End::Well);
-        let turn = Duration::from_millis(16 * upload_ms).min(world.residency.config.quantum);
+        let turn = Duration::from_millis(8 * upload_ms).min(world.residency.config.quantum);
         world.now += turn - Duration::from_micros(1);
         world.settle();
         assert!(world.is_on_device(&a));

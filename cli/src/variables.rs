@@ -71,6 +71,7 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_DRAIN_SECONDS", "drain-seconds", "After that, how long requests under way may take to end [default: 30]"),
     plain("LORIKEET_DEVICE", "device", "auto, cpu, cuda, cuda:N or sim [default: auto]"),
     plain("LORIKEET_KV_TOKENS", "kv-tokens", "Size of the KV cache, in tokens"),
+    plain("LORIKEET_MAX_REQUESTS", "max-requests", "Most requests held at once, waiting or running; one more gets 429 [default: 512]"),
     plain("LORIKEET_MAX_NUM_SEQS", "max-num-seqs", "Most sequences in one step"),
     plain("LORIKEET_MAX_NUM_BATCHED_TOKENS", "max-num-batched-tokens", "Most tokens in one step"),
     plain("LORIKEET_ADAPTER_DEVICE_BYTES", "adapter-device-bytes", "Memory for adapters ready to run, in bytes"),
@@ -172,7 +173,13 @@ mod tests {
             "OTEL_TRACES_SAMPLER_ARG" => "0.5",
             "LORIKEET_CONTROL_PLANE" => "http://127.0.0.1:7730",
             "LORIKEET_DEVICE" => "cpu",
-            n if n.ends_with("TOKENS") | n.ends_with("SEQS") | n.ends_with("PROXIES") => "4096",
+            n if n.ends_with("TOKENS")
+                | n.ends_with("SEQS")
+                | n.ends_with("REQUESTS")
+                | n.ends_with("PROXIES") =>
+            {
+                "4096"
+            }
             n if n.ends_with("SECONDS") => "10",
             n if n.ends_with("BYTES") => "1048576",
             _ => "x",

@@ -129,7 +129,9 @@ impl Config {
             device: device(&vars, scheduler)?,
             scheduler,
             residency: residency(&vars)?,
-            max_requests: MAX_REQUESTS,
+            max_requests: vars
+                .positive("LORIKEET_MAX_REQUESTS")?
+                .map_or(MAX_REQUESTS, |n| n as usize),
             usage: LogConfig::default(),
             drain: DrainConfig {
                 grace: vars.seconds("LORIKEET_DRAIN_GRACE_SECONDS", 5)?,

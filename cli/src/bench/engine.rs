@@ -274,8 +274,10 @@ pub fn print_head() {
 
 pub fn print(name: &str, report: &BenchReport) {
     let show = |p: Percentiles| format!("{:.2} / {:.2} / {:.2}", p.p50, p.p90, p.p99);
+    let cpu =
+        report.cpu_ms_per_output_token.map_or("".into(), |ms| format!(", {ms:.3} CPU ms/token"));
     println!(
-        "{name:>11} {:>10.0} {:>24} {:>24} {:>24}   ({} requests, {:.0} tok/s counted, start {:.1} s)",
+        "{name:>11} {:>10.0} {:>24} {:>24} {:>24}   ({} requests, {:.0} tok/s counted, start {:.1} s{cpu})",
         report.output_tokens_per_second,
         show(report.ttft),
         show(report.tpot),

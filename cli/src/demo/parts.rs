@@ -14,7 +14,7 @@ use std::time::Duration;
 const BUCKET: &str = "lorikeet";
 
 /// Of the user's environment, what parts keep: where things are, and the node's tuning.
-const KEPT: [&str; 24] = [
+const KEPT: [&str; 25] = [
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",
@@ -29,6 +29,7 @@ const KEPT: [&str; 24] = [
     "LORIKEET_LOG_FORMAT",
     "LORIKEET_MAX_NUM_BATCHED_TOKENS",
     "LORIKEET_MAX_NUM_SEQS",
+    "LORIKEET_MAX_REQUESTS",
     "LORIKEET_MODEL_NAME",
     "LORIKEET_SIM_PANIC_AT_STEP",
     "OTEL_EXPORTER_OTLP_CERTIFICATE",

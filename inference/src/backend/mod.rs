@@ -129,6 +129,9 @@ pub trait Backend: Send {
 
     /// Waits for the oldest submitted step.
     fn collect(&mut self, ticket: StepTicket) -> Result<StepOutput, BackendError>;
+
+    /// Takes back a collected output once it has been read; its memory may serve a later step.
+    fn recycle(&mut self, _output: StepOutput) {}
 }
 
 /// Host memory from the ordinary allocator.

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod client;
+mod processor;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+pub use processor::cpu_seconds;
 pub use report::{BenchReport, Percentiles};
 
 #[derive(Debug, Clone)]
@@ -97,6 +99,11 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
             tokio::spawn(client.run())
         })
         .collect();
+    let own = std::process::id();
+    tokio::time::sleep_until(begin.into()).await;
+    let cpu_at_begin = cpu_seconds(own);
+    tokio::time::sleep_until(end.into()).await;
+    let cpu = cpu_seconds(own).zip(cpu_at_begin);
     let mut timelines = Vec::new();
     for client in clients {
         timelines.extend(client.await??);
@@ -110,6 +117,7 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
         concurrency: config.concurrency,
         output_tokens: config.output_tokens,
         start_seconds,
+        cpu_seconds: cpu.map(|(end, begin)| end - begin),
     };
     Ok(observed.report())
 }

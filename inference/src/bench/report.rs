@@ -21,6 +21,8 @@ pub struct BenchReport {
     pub itl: Percentiles,
     /// Seconds until the engine ran.
     pub start_seconds: f64,
+    /// Processor time of this process inside the window, for each token that arrived in it.
+    pub cpu_ms_per_output_token: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -49,6 +51,7 @@ pub(super) struct Observed<'a> {
     pub concurrency: usize,
     pub output_tokens: u32,
     pub start_seconds: f64,
+    pub cpu_seconds: Option<f64>,
 }
 
 impl Observed<'_> {
@@ -83,6 +86,7 @@ impl Observed<'_> {
             tpot: Percentiles::of(tpot),
             itl: Percentiles::of(itl),
             start_seconds: self.start_seconds,
+            cpu_ms_per_output_token: self.cpu_seconds.map(|s| s * 1e3 / tokens as f64),
         }
     }
 }

@@ -43,14 +43,15 @@ impl Engine {
         let Some(InFlight { mut plan, ticket, submitted }) = self.in_flight.pop_front() else {
             return Ok(false);
         };
-        let output = self.backend.collect(ticket)?;
+        let mut output = self.backend.collect(ticket)?;
         self.metrics.step_seconds.observe_duration(submitted.elapsed());
         if output.sequences.len() != plan.sequences.len() {
             return Err(EngineError::Contract("a step's output has other sequences than it had"));
         }
-        for (planned, output) in plan.sequences.iter().zip(output.sequences) {
+        for (planned, output) in plan.sequences.iter().zip(output.sequences.drain(..)) {
             self.commit(planned, output, now)?;
         }
+        self.backend.recycle(output);
         // Drops the leases: what the step has read may be evicted now.
         plan.clear();
         self.spare_plans.push(plan);

@@ -2,8 +2,8 @@
 
 use super::request::{Outcome, Target};
 use super::schedule::{Planned, Schedule, Workload};
-use crate::bench::machine::cpu_seconds;
 use crate::bench::progress::Bar;
+use lorikeet_inference::bench::cpu_seconds;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;

@@ -40,7 +40,7 @@ use kernel::Isa;
 use kv::{BLOCK_TOKENS, KvCache};
 use lorikeet_contract::adapter::ArtifactHeader;
 use model::PackedModel;
-use output::{Drawn, OutputBuffers};
+use output::{Drawn, OutputBuffers, RowOutput};
 use plan::{Limits, StepPlan};
 use pool::Pool;
 use slots::Slots;
@@ -88,6 +88,9 @@ pub struct CpuBackend<T = bf16> {
     threads: Vec<Mutex<ThreadState<T>>>,
     finished: VecDeque<StepOutput>,
     previous: Vec<(SequenceId, u32)>,
+    // Reused from step to step.
+    results: Vec<(usize, RowOutput)>,
+    spare_outputs: Vec<Vec<SequenceOutput>>,
 }
 
 /// Each thread locks its own, once per step.
@@ -134,6 +137,8 @@ impl<T: Element> CpuBackend<T> {
             threads: (0..threads).map(|_| Mutex::new(scratch())).collect(),
             finished: VecDeque::new(),
             previous: Vec::new(),
+            results: Vec::new(),
+            spare_outputs: Vec::new(),
             model,
         })
     }
@@ -161,17 +166,15 @@ impl<T: Element> CpuBackend<T> {
     /// Puts what the threads drew into the order of the batch.
     fn gather(&mut self, batch: &StepBatch) -> StepOutput {
         let empty = |sequence| SequenceOutput { sequence, sampled: None, logits: Vec::new() };
-        let mut sequences: Vec<SequenceOutput> =
-            batch.sequences.iter().map(|s| empty(s.sequence)).collect();
+        let mut sequences = self.spare_outputs.pop().unwrap_or_default();
+        sequences.extend(batch.sequences.iter().map(|s| empty(s.sequence)));
         self.previous.clear();
-        // Threads have contiguous shares of a chunk, so only chunks need sorting.
-        let mut results = Vec::with_capacity(self.plan.logit_rows.len());
         for state in &mut self.threads {
             let state = state.get_mut().unwrap_or_else(PoisonError::into_inner);
-            results.append(&mut state.drawn.results);
+            self.results.append(&mut state.drawn.results);
         }
-        results.sort_by_key(|(index, _)| *index);
-        for (index, result) in results {
+        self.results.sort_unstable_by_key(|(index, _)| *index);
+        for (index, result) in self.results.drain(..) {
             let output = &mut sequences[self.plan.logit_rows[index].sequence];
             output.logits.extend(result.logits);
             if let Some(sampled) = result.sampled {
@@ -244,6 +247,12 @@ impl<T: Element> Backend for CpuBackend<T> {
         self.plan.segments.clear();
         self.finished.push_back(output?);
         Ok(StepTicket(batch.step))
+    }
+
+    fn recycle(&mut self, output: StepOutput) {
+        let mut sequences = output.sequences;
+        sequences.clear();
+        self.spare_outputs.push(sequences);
     }
 
     fn collect(&mut self, ticket: StepTicket) -> Result<StepOutput, BackendError> {

@@ -97,7 +97,7 @@ impl<T: Element> StepPlan<T> {
     ) -> Result<(), BackendError> {
         self.clear(threads);
         self.order.extend(0..batch.sequences.len());
-        self.order.sort_by_key(|&index| batch.sequences[index].adapter);
+        self.order.sort_unstable_by_key(|&index| (batch.sequences[index].adapter, index));
         for place in 0..self.order.len() {
             let index = self.order[place];
             let sequence = &batch.sequences[index];

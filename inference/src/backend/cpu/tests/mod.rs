@@ -1,5 +1,6 @@
 //! The backend from the outside: the kit's references, determinism, the contract of its trait.
 
+mod allocations;
 mod batches;
 mod contract;
 mod families;

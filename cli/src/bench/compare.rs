@@ -5,7 +5,7 @@ use super::machine::Setting;
 use super::serve::api::{Api, BodyOptions};
 use super::serve::load::{Length, Pace, Run};
 use super::serve::report::Report;
-use super::serve::request::{Target, Tenant};
+use super::serve::request::{self, Target, Tenant};
 use super::serve::schedule::{Lengths, Pick, Share, Workload};
 use anyhow::{Context, bail};
 use serde::Serialize;
@@ -132,6 +132,7 @@ impl FromStr for Peer {
 /// One of the servers, and what its models are called.
 struct Server {
     name: String,
+    http: reqwest::Client,
     api: Api,
     base_url: String,
     key: Option<String>,
@@ -169,10 +170,9 @@ const OURS: &str = "lorikeet";
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let setting = Setting::new(None);
-    let http = reqwest::Client::builder().build()?;
-    let servers = servers(&args);
-    for server in &servers {
-        server.wake(&http, &args).await.with_context(|| server.name.clone())?;
+    let servers = servers(&args)?;
+    if let Some(ours) = servers.first() {
+        ours.wake(&args).await.with_context(|| ours.name.clone())?;
     }
     let mut cells: Vec<BTreeMap<String, Cell>> = Vec::new();
     cells.resize_with(args.cases.len(), BTreeMap::new);
@@ -183,8 +183,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 let seed = args.seed + 1000 * repetition + case.concurrency as u64;
                 let models = server.models(case.mix);
                 let length = Length::Requests(requests);
-                let report =
-                    server.measure(&http, &args, models, case.concurrency, length, seed).await?;
+                let report = server.measure(&args, models, case.concurrency, length, seed).await?;
                 eprintln!(
                     "{:4} {:12} {:8.1} tokens/s, TTFT p50 {:6.0} ms, p99 {:6.0} ms",
                     case.name(),
@@ -210,24 +209,28 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn servers(args: &Args) -> Vec<Server> {
+fn servers(args: &Args) -> reqwest::Result<Vec<Server>> {
     let ours = Server {
         name: OURS.into(),
+        http: request::client(Api::Completions)?,
         api: Api::Completions,
         base_url: args.base_url.trim_end_matches('/').into(),
         key: Some(args.api_key.clone()),
         base: args.base.clone(),
         adapters: args.adapters.clone(),
     };
-    let peers = args.peers.iter().map(|peer| Server {
-        name: peer.name.clone(),
-        api: Api::LlamaServer,
-        base_url: peer.url.clone(),
-        key: None,
-        base: "base".into(),
-        adapters: (0..args.adapters.len()).map(|id| id.to_string()).collect(),
+    let peers = args.peers.iter().map(|peer| {
+        Ok(Server {
+            name: peer.name.clone(),
+            http: request::client(Api::LlamaServer)?,
+            api: Api::LlamaServer,
+            base_url: peer.url.clone(),
+            key: None,
+            base: "base".into(),
+            adapters: (0..args.adapters.len()).map(|id| id.to_string()).collect(),
+        })
     });
-    [ours].into_iter().chain(peers).collect()
+    [Ok(ours)].into_iter().chain(peers).collect()
 }
 
 impl Server {
@@ -239,16 +242,16 @@ impl Server {
         }
     }
 
-    /// Asks once for everything, so that nothing is loaded while it is measured.
-    async fn wake(&self, http: &reqwest::Client, args: &Args) -> anyhow::Result<()> {
+    /// Asks once for everything, so that nothing is loaded while it is measured. The peer has loaded
+    /// its adapters before it answers at all.
+    async fn wake(&self, args: &Args) -> anyhow::Result<()> {
         let models = [self.models(Mix::Base), self.adapters.clone()].concat();
         let requests = Length::Requests(models.len() as u64);
-        self.measure(http, args, models, 1, requests, !args.seed).await.map(drop)
+        self.measure(args, models, 1, requests, !args.seed).await.map(drop)
     }
 
     async fn measure(
         &self,
-        http: &reqwest::Client,
         args: &Args,
         models: Vec<String>,
         concurrency: usize,
@@ -264,7 +267,7 @@ impl Server {
             arrivals: None,
         };
         let target = Target {
-            http: http.clone(),
+            http: self.http.clone(),
             api: self.api,
             base_url: self.base_url.clone(),
             tenants: vec![Tenant { key: self.key.clone(), models }],

@@ -25,8 +25,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-const CONNECTS_WITHIN: Duration = Duration::from_secs(10);
-
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  \
     # 16 requests at a time, each with the tenant's next adapter\n  \
@@ -123,7 +121,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     let setting = Setting::new(None);
     let (options, report) = measure(&args).await?;
     println!("{report}");
-    super::save(args.json.as_deref(), &Document { setting, options, report })
+    let all_failed = report.failed == report.requests;
+    super::save(args.json.as_deref(), &Document { setting, options, report })?;
+    if all_failed {
+        bail!("no request was answered");
+    }
+    Ok(())
 }
 
 /// The whole load in words, and what came of it.
@@ -152,10 +155,7 @@ async fn measure(args: &Args) -> anyhow::Result<(String, Report)> {
 }
 
 async fn target(args: &Args) -> anyhow::Result<Target> {
-    let http = reqwest::Client::builder()
-        .connect_timeout(CONNECTS_WITHIN)
-        .pool_max_idle_per_host(usize::MAX)
-        .build()?;
+    let http = request::client(args.api)?;
     let base_url = args.base_url.trim_end_matches('/').to_owned();
     let keys: Vec<Option<String>> = match args.api_keys.as_slice() {
         [] => vec![None],

@@ -227,7 +227,9 @@ impl fmt::Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { ttft, tpot, itl, latency } = self;
         for (name, p) in [("TTFT", ttft), ("TPOT", tpot), ("ITL", itl), ("latency", latency)] {
-            writeln!(f, "  {name:15} {:>10.2} {:>10.2} {:>10.2}", p.p50, p.p90, p.p99)?;
+            let show = |ms: f64| if ms.is_nan() { "-".into() } else { format!("{ms:.2}") };
+            let (p50, p90, p99) = (show(p.p50), show(p.p90), show(p.p99));
+            writeln!(f, "  {name:15} {p50:>10} {p90:>10} {p99:>10}")?;
         }
         Ok(())
     }

@@ -8,6 +8,22 @@ use std::fmt;
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
+const CONNECTS_WITHIN: Duration = Duration::from_secs(10);
+/// Less than servers wait before they close a connection that nothing comes through: a request on a
+/// closed one fails.
+const IDLE: Duration = Duration::from_secs(2);
+
+/// A client that keeps connections for the next request. llama-server closes its own after so many
+/// requests without saying so: it gets a new one for each.
+pub fn client(api: Api) -> reqwest::Result<reqwest::Client> {
+    let idle = if api == Api::LlamaServer { 0 } else { usize::MAX };
+    reqwest::Client::builder()
+        .connect_timeout(CONNECTS_WITHIN)
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(idle)
+        .build()
+}
+
 /// Where requests go, and as whom.
 pub struct Target {
     pub http: reqwest::Client,

@@ -2,7 +2,8 @@
 //! simulated device at no cost. Prints microseconds on the CPU, so that other programs count for
 //! little; the simulation's own share is measured alone.
 //!
-//! `cargo bench -p lorikeet-inference --bench step`
+//! `cargo bench -p lorikeet-inference --bench step`, or with a number of steps after `--`: two runs
+//! under `valgrind --tool=callgrind` that differ in it alone give the instructions of a step.
 
 use lorikeet_contract::adapter::testing::{RandomAdapter, smollm2_135m};
 use lorikeet_contract::adapter::{AdapterConfig, AdapterPlan, Header, pack};
@@ -30,6 +31,7 @@ const ADAPTERS: u64 = 32;
 const PROMPT: usize = 128;
 const MAX_TOKENS: u32 = 6000;
 const STEPS: u64 = 2000;
+const MAX_STEPS: u64 = MAX_TOKENS as u64 - 1000;
 
 fn sim() -> SimConfig {
     let capacity = Capacity {
@@ -101,7 +103,7 @@ fn wait(handle: &EngineHandle, until: impl Fn(&EngineHandle) -> bool) {
     }
 }
 
-fn engine_us() -> f64 {
+fn engine_us(steps: u64) -> f64 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -110,7 +112,11 @@ fn engine_us() -> f64 {
     let directory = tempfile::tempdir().expect("a directory for the adapters");
     let adapters: Vec<_> = (1..=ADAPTERS).map(|seed| adapter(directory.path(), seed)).collect();
     let config = EngineConfig {
-        scheduler: SchedulerConfig { max_num_seqs: SEQUENCES, max_num_batched_tokens: 8192 },
+        scheduler: SchedulerConfig {
+            max_num_seqs: SEQUENCES,
+            max_num_batched_tokens: 8192,
+            ..SchedulerConfig::default()
+        },
         residency: ResidencyConfig::default(),
         max_requests: SEQUENCES,
         base: base(),
@@ -127,12 +133,13 @@ fn engine_us() -> f64 {
     let readers: Vec<_> = each.map(|(n, adapter)| submit(&handle, adapter, n)).collect();
     wait(&handle, |h| h.stats().last_step.decode_rows as usize == SEQUENCES);
     let (started, first) = (cpu_us("lk-engine"), handle.stats().last_step.step);
-    wait(&handle, |h| h.stats().last_step.step >= first + STEPS);
+    wait(&handle, |h| h.stats().last_step.step >= first + steps);
     let (ended, last) = (cpu_us("lk-engine"), handle.stats().last_step);
     assert_eq!(last.decode_rows as usize, SEQUENCES, "all still decode");
     drop(readers);
     runtime.block_on(handle.shutdown());
     assert!(matches!(thread.join(), Ok(Ok(()))), "the engine ended well");
+    println!("{} steps in all", handle.stats().last_step.step);
     (ended - started) / (last.step - first) as f64
 }
 
@@ -151,7 +158,7 @@ fn cpu_us(name: &str) -> f64 {
     nanoseconds / 1e3
 }
 
-fn simulation_us() -> f64 {
+fn simulation_us(steps: u64) -> f64 {
     let mut sim = SimBackend::new(sim());
     let blocks = |n: usize| (0..300).map(|b| BlockId((n * 300 + b) as u32)).collect();
     let mut batch = StepBatch::default();
@@ -170,17 +177,18 @@ fn simulation_us() -> f64 {
         logits: LogitsWanted::None,
     }));
     let started = cpu_us("step");
-    for step in 0..STEPS {
+    for step in 0..steps {
         batch.step = step;
         batch.sequences.iter_mut().for_each(|s| s.position = step as u32);
         let ticket = sim.submit(&batch).expect("the batch is valid");
         sim.collect(ticket).expect("it was submitted");
     }
-    (cpu_us("step") - started) / STEPS as f64
+    (cpu_us("step") - started) / steps as f64
 }
 
 fn main() {
-    let (engine, simulation) = (engine_us(), simulation_us());
+    let steps = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(STEPS).min(MAX_STEPS);
+    let (engine, simulation) = (engine_us(steps), simulation_us(steps));
     println!("a step of {SEQUENCES} sequences over {ADAPTERS} adapters: {engine:.1} us");
     println!("of which the simulated device: {simulation:.1} us");
     println!("engine: {:.1} us", engine - simulation);

@@ -282,6 +282,9 @@ where
         max_num_batched_tokens: vars
             .positive("LORIKEET_MAX_NUM_BATCHED_TOKENS")?
             .map_or(default.max_num_batched_tokens, |n| n as usize),
+        adapter_timeout: vars
+            .positive("LORIKEET_ADAPTER_LOAD_TIMEOUT_S")?
+            .map_or(default.adapter_timeout, Duration::from_secs),
     })
 }
 

@@ -12,7 +12,7 @@ mod http;
 mod tests;
 
 use crate::adapters::{ObjectStore, S3Store};
-use crate::api::{self, Api};
+use crate::api::{self, Api, Tokenizing};
 use crate::config::{Config, DrainConfig};
 use crate::durable::unix_ms;
 use crate::engine::{EngineHandle, EngineState};
@@ -121,6 +121,7 @@ pub async fn serve(
     let api = Arc::new(Api {
         base: base.clone(),
         tokenizer: model.tokenizer,
+        tokenizing: Tokenizing::default(),
         chat_template: model.chat_template,
         manifest,
         usage: usage.clone(),

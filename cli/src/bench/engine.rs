@@ -191,6 +191,7 @@ impl Setup {
             scheduler: SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
                 max_num_batched_tokens: self.max_num_batched_tokens,
+                ..SchedulerConfig::default()
             },
             concurrency: case.concurrency,
             prompt_tokens: case.prompt_tokens,

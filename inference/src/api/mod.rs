@@ -25,6 +25,7 @@ mod routes;
 mod shape;
 mod stream;
 mod timing;
+mod tokenizing;
 mod tokens;
 mod usage;
 mod warm_up;
@@ -49,6 +50,8 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+pub use tokenizing::Tokenizing;
+
 /// Largest body of a request; far more text than a context holds.
 const MAX_BODY_BYTES: usize = 4 << 20;
 
@@ -56,6 +59,7 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 pub struct Api {
     pub base: BaseModelSpec,
     pub tokenizer: Tokenizer,
+    pub tokenizing: Tokenizing,
     pub chat_template: ChatTemplate,
     pub manifest: Arc<Manifest>,
     pub usage: Arc<UsageLog>,

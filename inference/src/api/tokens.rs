@@ -134,14 +134,10 @@ pub async fn detokenize(
 
 /// On a thread where a long text holds nobody up.
 async fn text_tokens(api: &Arc<Api>, text: String) -> Result<Vec<u32>, ApiError> {
-    let api = api.clone();
-    let tokens =
-        tokio::task::spawn_blocking(move || api.tokenizer.encode(&text, Specials::Recognised));
-    match tokens.await {
-        Ok(Ok(tokens)) => Ok(tokens),
-        _ => {
-            tracing::error!("the tokenizer failed on a text");
-            Err(ApiError::Internal)
-        }
-    }
+    let on = api.clone();
+    let tokens = move || on.tokenizer.encode(&text, Specials::Recognised);
+    api.tokenizing.run(tokens).await?.map_err(|_| {
+        tracing::error!("the tokenizer failed on a text");
+        ApiError::Internal
+    })
 }

@@ -23,7 +23,7 @@ mod tenants;
 use crate::adapters::residency::{Claims, Residency};
 use crate::backend::batch::SequenceId;
 use crate::kv::BlockPool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use step::Decode;
 use tenants::{Served, Tenants};
 
@@ -39,11 +39,17 @@ pub struct SchedulerConfig {
     pub max_num_seqs: usize,
     /// Rows (token positions) of one step, prefill and decode together.
     pub max_num_batched_tokens: usize,
+    /// A sequence fails whose adapter is not on the device so long after its submission.
+    pub adapter_timeout: Duration,
 }
 
 impl Default for SchedulerConfig {
     fn default() -> Self {
-        Self { max_num_seqs: 64, max_num_batched_tokens: 512 }
+        Self {
+            max_num_seqs: 64,
+            max_num_batched_tokens: 512,
+            adapter_timeout: Duration::from_secs(60),
+        }
     }
 }
 
@@ -111,7 +117,10 @@ impl Scheduler {
     ) -> Result<(), (Box<Sequence>, Ending)> {
         let (adapter, share) = (new.adapter.clone(), new.share);
         let account = self.tenants.open(new.tenant, share.weight);
+        let timeout = self.config.adapter_timeout;
+        let adapter_deadline = adapter.as_ref().and_then(|_| new.submitted.checked_add(timeout));
         let mut sequence = Box::new(Sequence::new(new, account, kv));
+        sequence.adapter_deadline = adapter_deadline;
         if let Some(ending) = sequence.refusal(kv) {
             return Err((sequence, ending));
         }
@@ -121,7 +130,7 @@ impl Scheduler {
                 Err(reason) => return Err((sequence, Ending::AdapterLoad(reason))),
             }
         }
-        self.next_deadline = [self.next_deadline, sequence.deadline].into_iter().flatten().min();
+        self.next_deadline = self.next_deadline.into_iter().chain(sequence.deadlines()).min();
         self.tenants.arrive(account, sequence.id);
         self.sequences.insert(sequence.id, sequence);
         Ok(())
@@ -168,14 +177,33 @@ impl Scheduler {
         (self.tenants.served(sequence.account), sequence.id)
     }
 
-    fn end_late(&mut self, now: Instant, kv: &mut BlockPool, plan: &mut StepPlan) {
+    fn end_late(
+        &mut self,
+        now: Instant,
+        kv: &mut BlockPool,
+        residency: &Residency,
+        plan: &mut StepPlan,
+    ) {
         if self.next_deadline.is_none_or(|deadline| now < deadline) {
             return;
         }
+        let is_over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        // Once an adapter has been there, what its sequences wait for is their turn.
+        for sequence in self.sequences.values_mut().filter(|s| is_over(s.adapter_deadline)) {
+            let is_there = |(key, _): &(_, _)| residency.lease(key).is_some();
+            if sequence.admissions > 0 || sequence.adapter.as_ref().is_some_and(is_there) {
+                sequence.adapter_deadline = None;
+            }
+        }
+        let seconds = self.config.adapter_timeout.as_secs();
         self.end_where(kv, plan, |sequence| {
-            sequence.deadline.is_some_and(|deadline| deadline <= now).then_some(Ending::Deadline)
+            if is_over(sequence.deadline) {
+                return Some(Ending::Deadline);
+            }
+            let late = || Ending::AdapterLoad(format!("it was not there within {seconds} s"));
+            is_over(sequence.adapter_deadline).then(late)
         });
-        self.next_deadline = self.sequences.values().filter_map(|s| s.deadline).min();
+        self.next_deadline = self.sequences.values().flat_map(|s| s.deadlines()).min();
     }
 
     fn end_without_adapter(

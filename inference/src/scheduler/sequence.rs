@@ -62,6 +62,8 @@ pub struct Sequence {
     editor: Option<LogitEditor>,
     logprobs: Option<u8>,
     pub(super) deadline: Option<Instant>,
+    /// None once the adapter has been on the device, or without one.
+    pub(super) adapter_deadline: Option<Instant>,
     submitted: Instant,
 
     /// Empty while it waits.
@@ -97,6 +99,7 @@ impl Sequence {
             params: new.params,
             logprobs: new.logprobs,
             deadline: new.deadline,
+            adapter_deadline: None,
             submitted: new.submitted,
             table: BlockTable::default(),
             computed: 0,
@@ -155,6 +158,10 @@ impl Sequence {
     /// Of the queue time, until its adapter was on the device.
     pub fn adapter_load(&self) -> Duration {
         self.adapter_load
+    }
+
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        [self.deadline, self.adapter_deadline].into_iter().flatten()
     }
 
     /// Why it can never run.

@@ -41,7 +41,7 @@ impl Scheduler {
         plan: &mut StepPlan,
     ) {
         plan.clear();
-        self.end_late(now, kv, plan);
+        self.end_late(now, kv, residency, plan);
         self.end_without_adapter(kv, residency, plan);
         self.plan_residency(now, residency, plan);
         self.make_way(kv, plan);

@@ -42,11 +42,7 @@ pub async fn create(
 
 /// Templates and tokenizes on a thread where a long text holds nobody up.
 pub async fn prompt(api: &Arc<Api>, messages: Vec<ChatMessage>) -> Result<Vec<u32>, ApiError> {
-    let api = api.clone();
-    let prompt =
-        tokio::task::spawn_blocking(move || api.chat_template.prompt(&api.tokenizer, &messages));
-    match prompt.await {
-        Ok(prompt) => Ok(prompt?),
-        Err(_) => Err(ApiError::Internal),
-    }
+    let on = api.clone();
+    let prompt = move || on.chat_template.prompt(&on.tokenizer, &messages);
+    Ok(api.tokenizing.run(prompt).await??)
 }

@@ -54,11 +54,10 @@ async fn tokenized(
     prompts: Vec<Prompt>,
     echo: bool,
 ) -> Result<Vec<Tokenized>, ApiError> {
-    let api = api.clone();
-    let all = tokio::task::spawn_blocking(move || {
-        prompts.into_iter().map(|prompt| tokenize(&api.tokenizer, prompt, echo)).collect()
-    });
-    all.await.unwrap_or(Err(ApiError::Internal))
+    let on = api.clone();
+    let all =
+        move || prompts.into_iter().map(|prompt| tokenize(&on.tokenizer, prompt, echo)).collect();
+    api.tokenizing.run(all).await?
 }
 
 /// Special tokens are recognised in a text, as everywhere else: here the caller writes the whole

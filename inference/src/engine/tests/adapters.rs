@@ -25,6 +25,27 @@ fn a_load_delays_only_the_requests_that_need_it() {
 }
 
 #[test]
+fn an_adapter_that_is_not_there_in_time_fails_its_requests_and_no_others() {
+    let mut setup = Setup::default();
+    setup.loader.delay = Duration::from_secs(4);
+    setup.scheduler.adapter_timeout = Duration::from_secs(5);
+    let mut rig = Rig::new(&setup);
+    let slow = adapter(1, 1, 10);
+    let mut late = rig.submit(1, Some(&slow), &PROMPT, 5);
+    let mut base = rig.submit(1, None, &PROMPT, 5);
+    rig.finish(&mut [&mut late, &mut base]);
+    assert_eq!(base.reason(), Some(FinishReason::Length));
+    let reason = RequestError::AdapterLoad("it was not there within 5 s".into());
+    assert_eq!(late.error(), Some(&reason));
+    assert!(late.usage().queue >= Duration::from_secs(5));
+    // Its bytes are on the disk by now: half of the load is done for whoever asks again.
+    let mut again = rig.submit(1, Some(&slow), &PROMPT, 5);
+    rig.finish(&mut [&mut again]);
+    assert_eq!(again.reason(), Some(FinishReason::Length));
+    rig.engine.assert_idle();
+}
+
+#[test]
 fn a_failed_adapter_fails_its_own_requests_with_the_reason() {
     let (good, bad) = (adapter(1, 1, 10), adapter(1, 2, 10));
     let mut setup = Setup::default();

@@ -246,7 +246,11 @@ proptest! {
         let mut setup = Setup { max_requests: 512, ..Setup::default() };
         setup.capacity.num_blocks = num_blocks;
         setup.capacity.pipeline_depth = depth;
-        setup.scheduler = SchedulerConfig { max_num_seqs, max_num_batched_tokens: rows };
+        setup.scheduler = SchedulerConfig {
+            max_num_seqs,
+            max_num_batched_tokens: rows,
+            ..SchedulerConfig::default()
+        };
         let mut rig = Rig::new(&setup);
         let mut waits = Waits::default();
         let mut readers = Vec::new();

@@ -117,7 +117,7 @@ pub struct App {
 
 pub fn app(state: &AppState) -> App {
     let registry = pages::routes(api::routes(Registry::new(state.clone())));
-    let (router, routes) = registry.finish();
+    let (router, routes) = api::description::routes(registry).finish();
     App { router: http::surround(router, &state.config, state.metrics.clone()), routes }
 }
 

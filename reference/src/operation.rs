@@ -18,6 +18,17 @@ impl Operation {
         Self { summary, body: None, query: Vec::new(), responses: Map::new(), open: false }
     }
 
+    /// What operations have in common, to be filled in [by one](Self::with).
+    pub fn failing(failures: &[(u16, &str)]) -> Self {
+        Self::new("").fails_with(failures)
+    }
+
+    /// The other operation, which also answers as this one does where it says nothing else.
+    pub fn with(mut self, operation: Operation) -> Self {
+        self.responses.extend(operation.responses);
+        Self { responses: self.responses, open: self.open || operation.open, ..operation }
+    }
+
     /// Anyone may call it.
     pub fn open(mut self) -> Self {
         self.open = true;

@@ -103,6 +103,11 @@ impl Registry {
         self
     }
 
+    /// What has been added so far.
+    pub(crate) fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
     /// The router, without the layers that surround every response, and what it answers.
     pub(crate) fn finish(self) -> (Router, Vec<Route>) {
         (self.router.with_state(self.state), self.routes)

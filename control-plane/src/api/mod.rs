@@ -3,9 +3,11 @@
 mod account;
 mod adapters;
 mod aliases;
+pub mod description;
 pub mod extract;
 mod keys;
 mod operator;
+mod schemas;
 mod service;
 mod uploads;
 mod usage;

@@ -6,10 +6,14 @@ use lorikeet_contract::{TenantId, UploadId};
 use lorikeet_control_plane::access::{Access, Method, Route};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// Everything that answers someone unknown.
-const PUBLIC: [(Method, &str); 9] = [
+const PUBLIC: [(Method, &str); 12] = [
+    (Method::Get, "/openapi.json"),
+    (Method::Get, "/docs"),
+    (Method::Get, "/docs.css"),
     (Method::Get, "/api/v1/service"),
     (Method::Post, "/api/v1/signup"),
     (Method::Post, "/api/v1/login"),
@@ -219,6 +223,32 @@ async fn a_viewer_may_look_and_change_nothing() {
     assert_eq!(ann.get("/api/v1/keys").await.status, StatusCode::OK);
     let refused = ann.post("/api/v1/keys", json!({ "name": "x", "scopes": ["read"] })).await;
     assert_eq!((refused.status, refused.code()), (StatusCode::FORBIDDEN, "insufficient_scope"));
+}
+
+#[tokio::test]
+async fn every_route_of_the_api_is_described_and_nothing_else() {
+    let app = TestApp::start().await;
+    let document = app.anonymous().get("/openapi.json").await.body;
+    let described: BTreeSet<(String, String)> = document["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, methods)| {
+            let methods = methods.as_object().unwrap().keys();
+            methods.map(move |method| (method.to_uppercase(), path.clone()))
+        })
+        .collect();
+    let of_the_api = app.routes.iter().filter(|route| !is_page(route));
+    let routes: BTreeSet<(String, String)> =
+        of_the_api.map(|r| (r.method.as_str().to_owned(), r.path.to_owned())).collect();
+    assert_eq!(described, routes);
+    let all = document.to_string();
+    for reference in all.split("#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(document["components"]["schemas"].get(name).is_some(), "{name}");
+    }
+    let page = app.anonymous().request(reqwest::Method::GET, "/docs").send().await.unwrap();
+    assert!(page.text().await.unwrap().contains("/api/v1/adapters/{name}"));
 }
 
 #[tokio::test]

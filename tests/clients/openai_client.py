@@ -1,0 +1,106 @@
+"""Walks the node's API with the official Python client."""
+
+import os
+import re
+import time
+import urllib.request
+
+import openai
+
+BASE, MODEL, ADAPTER = os.environ["BASE_URL"], os.environ["MODEL"], os.environ["ADAPTER"]
+client = openai.OpenAI(base_url=BASE, api_key=os.environ["API_KEY"], max_retries=0)
+ASK = [{"role": "user", "content": "Write one sentence about parrots."}]
+
+
+def chat(**more):
+    more = {"model": MODEL, "messages": ASK, "max_tokens": 12, "seed": 7, **more}
+    return client.chat.completions.create(**more)
+
+
+def text_of(answer, choice=0):
+    return answer.choices[choice].message.content
+
+
+def raises(kind, call, status, code=None):
+    try:
+        call()
+    except kind as error:
+        assert error.status_code == status, (kind, error.status_code)
+        assert code is None or error.code == code, error.code
+        assert error.request_id.startswith("req_")
+        assert error.body["request_id"] == error.request_id
+        return
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def running():
+    """Requests that hold memory in the engine."""
+    page = urllib.request.urlopen(os.environ["METRICS_URL"]).read().decode()
+    return int(float(re.search(r"^lorikeet_requests_running(?:{.*})? (\S+)$", page, re.M)[1]))
+
+
+# Whole and streamed, the same seed and the same text; the usage closes the stream.
+whole = chat()
+assert whole.model == MODEL and whole.usage.completion_tokens == 12
+streamed, usage = "", None
+for chunk in chat(stream=True, stream_options={"include_usage": True}):
+    usage = chunk.usage or usage
+    for choice in chunk.choices:
+        streamed += choice.delta.content or ""
+assert streamed == text_of(whole), (streamed, text_of(whole))
+assert usage.total_tokens == whole.usage.total_tokens
+assert text_of(chat()) == text_of(whole) != text_of(chat(seed=8))
+
+three = chat(n=3)
+assert text_of(three) == text_of(whole)
+assert len({text_of(three, i) for i in range(3)}) > 1
+assert three.usage.prompt_tokens == whole.usage.prompt_tokens
+assert three.usage.completion_tokens == 36
+
+entries = chat(logprobs=True, top_logprobs=3).choices[0].logprobs.content
+assert "".join(entry.token for entry in entries) == text_of(whole)
+assert all(len(entry.top_logprobs) == 3 for entry in entries)
+
+stop = text_of(whole)[4:9]
+stopped = chat(stop=[stop, "never in there"])
+assert text_of(stopped) == text_of(whole).split(stop)[0]
+assert stopped.choices[0].finish_reason == "stop"
+
+adapted = chat(model=ADAPTER, temperature=0)
+assert adapted.model == f"{ADAPTER}@1", adapted.model
+assert adapted.system_fingerprint != whole.system_fingerprint
+models = {model.id for model in client.models.list()}
+assert {MODEL, ADAPTER} <= models, models
+assert client.models.retrieve(ADAPTER).owned_by.startswith("ten_")
+
+completed = client.completions.create(
+    model=MODEL, prompt=["Parrots are", "Lorikeets are"], max_tokens=5, logprobs=1, seed=7
+)
+assert len(completed.choices) == 2 and completed.usage.completion_tokens == 10
+assert "".join(completed.choices[0].logprobs.tokens) == completed.choices[0].text
+
+response = client.responses.create(model=MODEL, input=ASK, max_output_tokens=12)
+assert response.status == "incomplete" and response.output_text
+kinds = []
+with client.responses.stream(model=MODEL, input=ASK, max_output_tokens=12) as stream:
+    for event in stream:
+        kinds.append(event.type)
+assert kinds[0] == "response.created" and kinds[-1] == "response.incomplete", kinds
+
+# Left in its midst: the connection closes, and the engine has let go of the sequence long before it
+# could have come to its end.
+with chat(stream=True, max_tokens=4000, extra_body={"ignore_eos": True}) as leaving:
+    next(iter(leaving))
+    assert running() == 1
+deadline = time.monotonic() + 2
+while running() > 0:
+    assert time.monotonic() < deadline, "the sequence still runs"
+
+raises(openai.BadRequestError, lambda: chat(temperature=9), 400)
+raises(openai.BadRequestError, lambda: chat(max_tokens=10**6), 400, "context_length_exceeded")
+raises(openai.NotFoundError, lambda: chat(model="nobody-has-it"), 404, "model_not_found")
+wrong = openai.OpenAI(base_url=BASE, api_key="lk_live_wrong", max_retries=0)
+raises(openai.AuthenticationError, lambda: wrong.models.list(), 401, "invalid_api_key")
+manager = openai.OpenAI(base_url=BASE, api_key=os.environ["MANAGE_KEY"], max_retries=0)
+raises(openai.PermissionDeniedError, lambda: manager.models.list(), 403, "insufficient_scope")
+print("ok")

@@ -3,6 +3,7 @@
 import os
 
 import openai
+from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 
 
@@ -35,7 +36,7 @@ assert gathered.usage_metadata["output_tokens"] == 12, gathered.usage_metadata
 stop = whole.content[4:9]
 assert model().invoke(ASK, stop=[stop]).content == whole.content.split(stop)[0]
 assert model(logprobs=True).invoke(ASK).response_metadata["logprobs"]["content"]
-assert len(model(n=3).generate([[("user", ASK)]]).generations[0]) == 3
+assert len(model(n=3).generate([[HumanMessage(ASK)]]).generations[0]) == 3
 assert model(use_responses_api=True, seed=None).invoke(ASK).text
 raises(openai.NotFoundError, lambda: model("nobody-has-it").invoke(ASK))
 raises(openai.AuthenticationError, lambda: model(key="lk_live_wrong").invoke(ASK))

@@ -3,8 +3,8 @@
 
 pub mod browser;
 pub mod chat;
+pub mod clients;
 pub mod demo;
 pub mod ledger;
-pub mod python;
 
 pub use demo::{Demo, Facts, Process, Tenant};

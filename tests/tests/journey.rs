@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use lorikeet_tests::browser::Browser;
-use lorikeet_tests::{Demo, python};
+use lorikeet_tests::{Demo, clients};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,7 +44,7 @@ async fn a_newcomer_signs_up_uploads_an_adapter_asks_it_and_sees_the_usage() -> 
         env("PROMPT", question.content.clone()),
     ];
     let vars: Vec<(&str, &str)> = vars.iter().map(|(k, v)| (*k, v.as_str())).collect();
-    let answer = python::run("chat.py", &vars).await?;
+    let answer = clients::run("chat.py", &vars).await?;
     ensure!(answer.trim() == case.text.trim(), "{answer:?} is not {:?}", case.text);
 
     browser.go(&format!("{dashboard}/usage")).await?;

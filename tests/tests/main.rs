@@ -1,6 +1,8 @@
 //! The whole system, as its users see it.
 
 mod bench;
+
+mod clients;
 mod engine;
 mod faults;
 mod journey;

@@ -159,6 +159,16 @@ fn operations() -> Vec<(Method, &'static str, Operation)> {
             "/api/v1/operator/tenants/{tenant}/limits",
             op("Replace a tenant's limits").body(any()).answers(200, "The limits", any()),
         ),
+        (
+            Put,
+            "/api/v1/operator/tenants/{tenant}/adapters/{name}/pin",
+            op("Keep an adapter on the nodes' devices").answers_nothing(204, "It is pinned"),
+        ),
+        (
+            Delete,
+            "/api/v1/operator/tenants/{tenant}/adapters/{name}/pin",
+            op("Let an adapter give way again").answers_nothing(204, "It is not pinned"),
+        ),
     ]
 }
 

@@ -1,7 +1,6 @@
 //! The whole system, as its users see it.
 
 mod bench;
-
 mod clients;
 mod engine;
 mod faults;

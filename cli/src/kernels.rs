@@ -24,6 +24,15 @@ pub struct CheckArgs {
     /// Single kernels only.
     #[arg(long)]
     no_models: bool,
+    /// A real model's file, to be compared with the references of a kit; nothing else runs.
+    #[arg(long, requires = "kit")]
+    model: Option<PathBuf>,
+    /// Folder with `adapters/` and `reference/`.
+    #[arg(long, requires = "model")]
+    kit: Option<PathBuf>,
+    /// A folder whose kernels take the place of those built in
+    #[arg(long)]
+    kernel_sources: Option<PathBuf>,
     /// Write all outcomes to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -33,17 +42,25 @@ pub fn run(command: KernelsCommand) -> anyhow::Result<()> {
     let KernelsCommand::Check(args) = command;
     let gpu = probe(args.device)?;
     println!("{}, {} multiprocessors", gpu.name, gpu.multiprocessors);
-    let config = CudaConfig { ordinal: args.device, ..CudaConfig::default() };
+    let config = CudaConfig {
+        ordinal: args.device,
+        kernel_sources: args.kernel_sources,
+        ..CudaConfig::default()
+    };
     let mut outcomes = Vec::new();
     let mut report = |outcome: Outcome| {
         print(&outcome);
         outcomes.push(outcome);
     };
-    if !args.only_models {
-        check::kernels(&config, &mut report)?;
-    }
-    if !args.no_models {
-        check::models(&config, &mut report)?;
+    if let (Some(model), Some(kit)) = (&args.model, &args.kit) {
+        check::kit(&config, model, kit, &mut report)?;
+    } else {
+        if !args.only_models {
+            check::kernels(&config, &mut report)?;
+        }
+        if !args.no_models {
+            check::models(&config, &mut report)?;
+        }
     }
     if let Some(path) = args.json {
         let file = File::create(&path).with_context(|| path.display().to_string())?;

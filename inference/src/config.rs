@@ -2,7 +2,7 @@
 
 use crate::adapters::{ResidencyConfig, S3Config};
 use crate::backend::cpu::CpuConfig;
-use crate::backend::cuda::CudaConfig;
+use crate::backend::cuda::{CudaConfig, Precision};
 use crate::backend::sim::SimConfig;
 use crate::scheduler::SchedulerConfig;
 use crate::telemetry::TraceConfig;
@@ -270,6 +270,9 @@ fn s3<F: Fn(&str) -> Option<String>>(vars: &Vars<'_, F>) -> Result<S3Config, Con
     })
 }
 
+/// A number, or auto.
+const MAX_ROWS: &str = "LORIKEET_MAX_NUM_BATCHED_TOKENS";
+
 fn scheduler<F>(vars: &Vars<'_, F>) -> Result<SchedulerConfig, ConfigError>
 where
     F: Fn(&str) -> Option<String>,
@@ -279,9 +282,11 @@ where
         max_num_seqs: vars
             .positive("LORIKEET_MAX_NUM_SEQS")?
             .map_or(default.max_num_seqs, |n| n as usize),
-        max_num_batched_tokens: vars
-            .positive("LORIKEET_MAX_NUM_BATCHED_TOKENS")?
-            .map_or(default.max_num_batched_tokens, |n| n as usize),
+        max_num_batched_tokens: match vars.optional::<String>(MAX_ROWS)?.as_deref() {
+            // The backend's own measure then bounds it.
+            Some("auto") => usize::MAX,
+            _ => vars.positive(MAX_ROWS)?.map_or(default.max_num_batched_tokens, |n| n as usize),
+        },
         adapter_timeout: vars
             .positive("LORIKEET_ADAPTER_LOAD_TIMEOUT_S")?
             .map_or(default.adapter_timeout, Duration::from_secs),
@@ -303,6 +308,9 @@ where
     })
 }
 
+/// Pinning takes half a second for each GiB: what is beyond follows when it is needed.
+const MOST_PINNED_AT_START: u64 = 16 << 30;
+
 fn device<F>(vars: &Vars<'_, F>, scheduler: SchedulerConfig) -> Result<Device, ConfigError>
 where
     F: Fn(&str) -> Option<String>,
@@ -310,7 +318,11 @@ where
     let name = "LORIKEET_DEVICE";
     let kv_tokens = vars.positive("LORIKEET_KV_TOKENS")?;
     let adapter_bytes = vars.positive("LORIKEET_ADAPTER_DEVICE_BYTES")?;
-    let rows = scheduler.max_num_batched_tokens;
+    let is_auto = scheduler.max_num_batched_tokens == usize::MAX;
+    let rows = match is_auto {
+        true => SchedulerConfig::default().max_num_batched_tokens,
+        false => scheduler.max_num_batched_tokens,
+    };
     let default = CpuConfig::default();
     let cpu = CpuConfig {
         kv_tokens: kv_tokens.map_or(default.kv_tokens, |n| n as usize),
@@ -318,12 +330,29 @@ where
         max_rows: rows,
         ..default
     };
+    let host_bytes = vars
+        .positive("LORIKEET_ADAPTER_HOST_BYTES")?
+        .unwrap_or(ResidencyConfig::default().host_bytes);
+    let quantization = "LORIKEET_QUANTIZATION";
+    let precision = match vars.or::<String>(quantization, "none")?.as_str() {
+        "none" => Precision::Bf16,
+        "fp8" => Precision::Fp8,
+        other => {
+            return Err(ConfigError::Invalid {
+                name: quantization,
+                value: other.into(),
+                reason: "none or fp8 is wanted".into(),
+            });
+        }
+    };
     let default = CudaConfig::default();
     let cuda = |ordinal| CudaConfig {
         ordinal,
         kv_tokens,
         adapter_bytes: adapter_bytes.unwrap_or(default.adapter_bytes),
-        max_rows: u32::try_from(rows).unwrap_or(u32::MAX),
+        max_rows: (!is_auto).then(|| u32::try_from(rows).unwrap_or(u32::MAX)),
+        precision,
+        pinned_bytes: host_bytes.min(MOST_PINNED_AT_START),
         ..default.clone()
     };
     let wanted = vars.or::<String>(name, "auto")?;
@@ -494,7 +523,10 @@ mod tests {
         ];
         let Device::Auto { cpu, cuda } = config(&sizes).unwrap().device else { panic!("either") };
         assert_eq!((cpu.kv_tokens, cpu.adapter_bytes, cpu.max_rows), (100, 5000, 64));
-        assert_eq!((cuda.kv_tokens, cuda.adapter_bytes, cuda.max_rows), (Some(100), 5000, 64));
+        assert_eq!(
+            (cuda.kv_tokens, cuda.adapter_bytes, cuda.max_rows),
+            (Some(100), 5000, Some(64))
+        );
         let second = config(&[("LORIKEET_DEVICE", "cuda:1")]).unwrap().device;
         assert!(matches!(second, Device::Cuda(CudaConfig { ordinal: 1, .. })));
         let sim = [&sizes[..], &[("LORIKEET_DEVICE", "sim")]].concat();

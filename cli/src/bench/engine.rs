@@ -5,9 +5,11 @@ use super::progress::Bar;
 use clap::ValueEnum;
 use lorikeet_contract::{BaseModelSpec, Linear};
 use lorikeet_inference::backend::cpu::CpuConfig;
-use lorikeet_inference::backend::cuda::{CudaConfig, check};
+use lorikeet_inference::backend::cuda::{CudaConfig, Precision, check};
 use lorikeet_inference::backend::sim::SimConfig;
-use lorikeet_inference::bench::{self, BenchConfig, BenchDevice, BenchReport, Percentiles, Phase};
+use lorikeet_inference::bench::{
+    self, BenchConfig, BenchDevice, BenchReport, Loading, Percentiles, Phase,
+};
 use lorikeet_inference::scheduler::SchedulerConfig;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -35,6 +37,14 @@ pub enum Shape {
 enum LoadFormat {
     /// Seeded random weights.
     Dummy,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Quantization {
+    /// bf16 weights
+    None,
+    /// e4m3 weights and inputs of the layers' products; on the GPU alone
+    Fp8,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -83,6 +93,8 @@ pub struct Setup {
     shape: Shape,
     #[arg(long, value_enum, default_value = "dummy")]
     load_format: LoadFormat,
+    #[arg(long, value_enum, default_value = "none")]
+    quantization: Quantization,
     /// Of the adapters
     #[arg(long, default_value_t = 16)]
     rank: u32,
@@ -97,6 +109,19 @@ pub struct Setup {
     /// Tokens of the KV cache
     #[arg(long)]
     kv_tokens: Option<u64>,
+    /// Other adapters that are brought to the device beside the load; where not all fit, each is
+    /// loaded anew in its turn. With a concurrency of 0, the idle engine's times to the first token
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    loading: u32,
+    /// Their rank
+    #[arg(long, default_value_t = 64)]
+    loading_rank: u32,
+    /// Milliseconds between two of them
+    #[arg(long, default_value_t = 100)]
+    loading_pause: u64,
+    /// Host memory for adapters, GiB
+    #[arg(long, default_value_t = 64)]
+    adapter_host_gib: u64,
     /// Device memory for adapters, GiB
     #[arg(long, default_value_t = 12)]
     adapter_gib: u64,
@@ -109,6 +134,9 @@ pub struct Setup {
     /// The same seed draws the same weights and prompts
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// A folder whose GPU kernels take the place of those built in
+    #[arg(long, value_name = "FOLDER")]
+    kernel_sources: Option<PathBuf>,
     /// Write the results to this file, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -204,6 +232,12 @@ impl Setup {
                     vec![Linear::QProj, Linear::KProj, Linear::VProj, Linear::OProj]
                 }
             },
+            loading: (self.loading > 0).then(|| Loading {
+                adapters: self.loading,
+                rank: self.loading_rank,
+                pause: Duration::from_millis(self.loading_pause),
+            }),
+            host_bytes: self.adapter_host_gib << 30,
             seed: self.seed,
             warm_up: Duration::from_secs(self.warm_up),
             window: Duration::from_secs(self.window),
@@ -241,7 +275,12 @@ impl Setup {
                     kv_tokens: self.kv_tokens,
                     adapter_bytes,
                     max_slots: slots.unwrap_or(default.max_slots),
-                    max_rows: self.max_num_batched_tokens as u32,
+                    max_rows: Some(self.max_num_batched_tokens as u32),
+                    precision: match self.quantization {
+                        Quantization::None => Precision::Bf16,
+                        Quantization::Fp8 => Precision::Fp8,
+                    },
+                    kernel_sources: self.kernel_sources.clone(),
                     ..default
                 })
             }
@@ -287,4 +326,13 @@ pub fn print(name: &str, report: &BenchReport) {
         report.counted_tokens_per_second,
         report.start_seconds,
     );
+    if let Some(loading) = &report.loading {
+        println!(
+            "{:>11} {} loads, TTFT ms: cold {}, resident {}",
+            "",
+            loading.loads,
+            show(loading.cold),
+            show(loading.resident)
+        );
+    }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 const BUCKET: &str = "lorikeet";
 
 /// Of the user's environment, what parts keep: where things are, and the node's tuning.
-const KEPT: [&str; 25] = [
+const KEPT: [&str; 26] = [
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",
@@ -31,6 +31,7 @@ const KEPT: [&str; 25] = [
     "LORIKEET_MAX_NUM_SEQS",
     "LORIKEET_MAX_REQUESTS",
     "LORIKEET_MODEL_NAME",
+    "LORIKEET_QUANTIZATION",
     "LORIKEET_SIM_PANIC_AT_STEP",
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_ENDPOINT",

@@ -1,30 +1,66 @@
 //! Random adapters, and an object store that has them.
 
-use super::BenchConfig;
 use crate::adapters::{AdapterKey, AdapterManifest, ObjectError, ObjectStore};
 use crate::backend::cuda::check::{AdapterShape, random_adapter};
 use async_trait::async_trait;
 use bytes::Bytes;
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, TensorRef};
 use lorikeet_contract::digest::{CHUNK_BYTES, leaf};
-use lorikeet_contract::{AdapterDigest, ContentDigest, TenantId};
+use lorikeet_contract::{AdapterDigest, BaseModelSpec, ContentDigest, Linear, TenantId};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Adapters that differ in their headers only; each is loaded and read by itself all the same.
+/// Adapters of one kind.
+pub(super) struct AdapterSet<'a> {
+    pub count: u32,
+    pub rank: u32,
+    pub linears: &'a [Linear],
+}
+
+/// Adapters that, inside a set, differ in their headers only; each is loaded and read by itself all
+/// the same.
+#[derive(Default)]
 pub(super) struct RandomStore {
+    sets: Vec<Set>,
+}
+
+struct Set {
     headers: Vec<Bytes>,
     data: Bytes,
+}
+
+impl RandomStore {
+    /// Of all adapters together.
+    pub fn bytes(&self) -> u64 {
+        let set = |set: &Set| -> u64 {
+            set.headers.iter().map(|header| (header.len() + set.data.len()) as u64).sum()
+        };
+        self.sets.iter().map(set).sum()
+    }
+
+    /// Draws a set of adapters.
+    pub fn add(&mut self, spec: &BaseModelSpec, set: AdapterSet<'_>) -> Vec<Arc<AdapterManifest>> {
+        if set.count == 0 {
+            return Vec::new();
+        }
+        let place = self.sets.len();
+        let (set, manifests) = draw(spec, set, place as u32);
+        self.sets.push(set);
+        manifests
+    }
 }
 
 #[async_trait]
 impl ObjectStore for RandomStore {
     async fn get_range(&self, object: &str, range: Range<u64>) -> Result<Bytes, ObjectError> {
-        let index = object.parse::<usize>().ok();
-        let Some(header) = index.and_then(|index| self.headers.get(index)) else {
+        let found = object.split_once('/').and_then(|(set, index)| {
+            let set = self.sets.get(set.parse::<usize>().ok()?)?;
+            Some((set.headers.get(index.parse::<usize>().ok()?)?, &set.data))
+        });
+        let Some((header, data)) = found else {
             return Err(ObjectError::Missing(object.into()));
         };
-        Ok(piece(header, &self.data, range).into())
+        Ok(piece(header, data, range).into())
     }
 }
 
@@ -38,22 +74,19 @@ fn piece(header: &[u8], data: &[u8], range: Range<u64>) -> Vec<u8> {
     [first, second].concat()
 }
 
-pub(super) fn adapters(config: &BenchConfig) -> (Arc<RandomStore>, Vec<Arc<AdapterManifest>>) {
-    let shape = AdapterShape {
-        rank: config.rank,
-        linears: config.linears.clone(),
-        dora: false,
-        dtype: Dtype::BF16,
-    };
-    let one = match config.adapters {
-        0 => return (Arc::new(RandomStore { headers: vec![], data: Bytes::new() }), vec![]),
-        _ => random_adapter(&config.spec, &shape, 1),
-    };
+fn draw(
+    spec: &BaseModelSpec,
+    AdapterSet { count, rank, linears }: AdapterSet<'_>,
+    place: u32,
+) -> (Set, Vec<Arc<AdapterManifest>>) {
+    let shape = AdapterShape { rank, linears: linears.to_vec(), dora: false, dtype: Dtype::BF16 };
+    let one = random_adapter(spec, &shape, 1 + u64::from(place));
     let data = Bytes::copy_from_slice(one.data.as_slice());
-    let headers: Vec<(AdapterDigest, Bytes)> = (0..config.adapters)
+    let headers: Vec<(AdapterDigest, Bytes)> = (0..count)
         .map(|index| {
             let mut digest = [0; 32];
             digest[..4].copy_from_slice(&index.to_le_bytes());
+            digest[4..8].copy_from_slice(&place.to_le_bytes());
             let digest = AdapterDigest(digest);
             (digest, encode(ArtifactHeader { adapter_digest: digest, ..one.header.clone() }))
         })
@@ -73,15 +106,15 @@ pub(super) fn adapters(config: &BenchConfig) -> (Arc<RandomStore>, Vec<Arc<Adapt
             let leaves = std::iter::once(chunk(header, 0)).chain(later.iter().copied());
             Arc::new(AdapterManifest {
                 key: AdapterKey { tenant, digest: *digest },
-                object_key: index.to_string(),
+                object_key: format!("{place}/{index}"),
                 bytes: total,
                 artifact_digest: ContentDigest::from_leaves(leaves, total).into(),
-                max_rank: config.rank,
+                max_rank: rank,
             })
         })
         .collect();
     let headers = headers.into_iter().map(|(_, header)| header).collect();
-    (Arc::new(RandomStore { headers, data }), manifests)
+    (Set { headers, data }, manifests)
 }
 
 /// Offsets count from the start of the file, and so depend on the header's own length.

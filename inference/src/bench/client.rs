@@ -10,7 +10,7 @@ use anyhow::Context;
 use lorikeet_contract::{RequestId, TenantId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// When a request was handed over, and when its tokens came.
@@ -83,4 +83,42 @@ pub(super) async fn request(
         }
     }
     Ok(timeline)
+}
+
+/// Requests for one token that bring adapters to the device beside the load, one after the other.
+pub(super) struct Loader {
+    pub engine: EngineHandle,
+    pub config: BenchConfig,
+    pub adapters: Vec<Arc<AdapterManifest>>,
+    pub pause: Duration,
+    pub end: Instant,
+}
+
+/// Milliseconds to the first token of requests whose adapter had to be loaded, and of those just
+/// after them, whose adapter was there.
+#[derive(Default)]
+pub(super) struct Loaded {
+    pub cold: Vec<f64>,
+    pub resident: Vec<f64>,
+}
+
+impl Loader {
+    pub async fn run(self) -> anyhow::Result<Loaded> {
+        let config = BenchConfig { output_tokens: 1, ..self.config };
+        let mut loaded = Loaded::default();
+        let mut index = 1 << 40;
+        for adapter in self.adapters.iter().cycle() {
+            if Instant::now() >= self.end {
+                break;
+            }
+            for times in [&mut loaded.cold, &mut loaded.resident] {
+                index += 1;
+                let timeline = request(&self.engine, &config, Some(adapter.clone()), index).await?;
+                let first = timeline.tokens.first().context("a request got no token")?;
+                times.push((*first - timeline.submitted).as_secs_f64() * 1e3);
+            }
+            tokio::time::sleep(self.pause).await;
+        }
+        Ok(loaded)
+    }
 }

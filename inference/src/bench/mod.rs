@@ -16,9 +16,9 @@ use crate::backend::{Backend, BackendError};
 use crate::engine::{self, EngineConfig, EngineHandle, EngineState};
 use crate::model::{ModelConfig, Rope};
 use crate::scheduler::SchedulerConfig;
-use adapters::{RandomStore, adapters};
+use adapters::{AdapterSet, RandomStore};
 use anyhow::Context;
-use client::{Client, request};
+use client::{Client, Loader, request};
 use lorikeet_contract::{BaseModelSpec, Linear};
 use report::Observed;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 pub use processor::cpu_seconds;
-pub use report::{BenchReport, Percentiles};
+pub use report::{BenchReport, LoadingReport, Percentiles};
 
 #[derive(Debug, Clone)]
 pub enum BenchDevice {
@@ -50,11 +50,24 @@ pub struct BenchConfig {
     pub adapters: u32,
     pub rank: u32,
     pub linears: Vec<Linear>,
+    /// Other adapters that are brought to the device meanwhile.
+    pub loading: Option<Loading>,
+    /// Host memory for adapters.
+    pub host_bytes: u64,
     pub seed: u64,
     pub warm_up: Duration,
     pub window: Duration,
     /// Of the disk cache, which the run leaves behind.
     pub directory: PathBuf,
+}
+
+/// Adapters that take turns: where not all of them fit, each is loaded anew in its turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Loading {
+    pub adapters: u32,
+    pub rank: u32,
+    /// Between two of them.
+    pub pause: Duration,
 }
 
 /// What a measurement is doing.
@@ -72,8 +85,13 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
     let config = Arc::new(config);
     let started = Instant::now();
     at(Phase::Starting);
-    let (store, adapters) = adapters(&config);
-    let (engine, thread) = spawn(&config, store)?;
+    let mut store = RandomStore::default();
+    let set = AdapterSet { count: config.adapters, rank: config.rank, linears: &config.linears };
+    let adapters = store.add(&config.spec, set);
+    let others = config.loading.map(|Loading { adapters, rank, .. }| {
+        store.add(&config.spec, AdapterSet { count: adapters, rank, linears: &config.linears })
+    });
+    let (engine, thread) = spawn(&config, Arc::new(store))?;
     let mut stats = engine.watch();
     stats.wait_for(|s| s.state != EngineState::Starting).await?;
     if let EngineState::Stopped(reason) = engine.stats().state {
@@ -81,6 +99,8 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
     }
     let start_seconds = started.elapsed().as_secs_f64();
     at(Phase::LoadingAdapters);
+    // Those that stay come last.
+    load(&config, &engine, others.as_deref().unwrap_or_default()).await?;
     load(&config, &engine, &adapters).await?;
 
     at(Phase::Measuring);
@@ -99,6 +119,11 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
             tokio::spawn(client.run())
         })
         .collect();
+    let loader = config.loading.zip(others).map(|(loading, adapters)| {
+        let (engine, pause) = (engine.clone(), loading.pause);
+        let loader = Loader { engine, config: (*config).clone(), adapters, pause, end };
+        tokio::spawn(loader.run())
+    });
     let own = std::process::id();
     tokio::time::sleep_until(begin.into()).await;
     let cpu_at_begin = cpu_seconds(own);
@@ -108,6 +133,10 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
     for client in clients {
         timelines.extend(client.await??);
     }
+    let loaded = match loader {
+        Some(loader) => Some(loader.await??),
+        None => None,
+    };
     engine.shutdown().await;
     // The device's memory is free when the thread has ended, not before.
     tokio::task::spawn_blocking(|| thread.join()).await?.ok().context("the engine panicked")??;
@@ -118,6 +147,7 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
         output_tokens: config.output_tokens,
         start_seconds,
         cpu_seconds: cpu.map(|(end, begin)| end - begin),
+        loaded,
     };
     Ok(observed.report())
 }
@@ -144,21 +174,25 @@ fn spawn(
     let engine_config = EngineConfig {
         scheduler: config.scheduler,
         residency: ResidencyConfig {
-            host_bytes: 64 << 30,
+            host_bytes: config.host_bytes,
             disk_bytes: 64 << 30,
             ..ResidencyConfig::default()
         },
         // One tenant does not get the whole queue.
-        max_requests: 2 * config.concurrency,
+        max_requests: 2 * config.concurrency + 2,
         base: config.spec.clone(),
         eos_tokens: Vec::new(),
     };
+    let mut device = config.device.clone();
+    if let BenchDevice::Cuda(cuda) = &mut device {
+        cuda.pinned_bytes = store.bytes().min(config.host_bytes);
+    }
     let source = AdapterSource {
         store,
         directory: config.directory.clone(),
         runtime: tokio::runtime::Handle::current(),
     };
-    let (device, spec, seed) = (config.device.clone(), config.spec.clone(), config.seed);
+    let (spec, seed) = (config.spec.clone(), config.seed);
     Ok(engine::spawn(engine_config, source, move || backend(device, spec, seed))?)
 }
 

@@ -1,6 +1,6 @@
 //! What the timelines of the requests come to.
 
-use super::client::Timeline;
+use super::client::{Loaded, Timeline};
 use serde::Serialize;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -23,6 +23,18 @@ pub struct BenchReport {
     pub start_seconds: f64,
     /// Processor time of this process inside the window, for each token that arrived in it.
     pub cpu_ms_per_output_token: Option<f64>,
+    /// Of the requests beside the load whose adapters were loaded for them.
+    pub loading: Option<LoadingReport>,
+}
+
+/// Milliseconds to the first token.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct LoadingReport {
+    pub loads: usize,
+    /// With an adapter that was not on the device.
+    pub cold: Percentiles,
+    /// With one that had just been brought there.
+    pub resident: Percentiles,
 }
 
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -52,6 +64,7 @@ pub(super) struct Observed<'a> {
     pub output_tokens: u32,
     pub start_seconds: f64,
     pub cpu_seconds: Option<f64>,
+    pub loaded: Option<Loaded>,
 }
 
 impl Observed<'_> {
@@ -87,6 +100,11 @@ impl Observed<'_> {
             itl: Percentiles::of(itl),
             start_seconds: self.start_seconds,
             cpu_ms_per_output_token: self.cpu_seconds.map(|s| s * 1e3 / tokens as f64),
+            loading: self.loaded.as_ref().map(|loaded| LoadingReport {
+                loads: loaded.cold.len(),
+                cold: Percentiles::of(loaded.cold.clone()),
+                resident: Percentiles::of(loaded.resident.clone()),
+            }),
         }
     }
 }

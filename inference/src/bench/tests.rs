@@ -14,6 +14,8 @@ async fn the_loop_measures_an_engine_with_adapters() {
         adapters: 3,
         rank: 4,
         linears: vec![Linear::QProj],
+        loading: Some(Loading { adapters: 2, rank: 8, pause: Duration::from_millis(10) }),
+        host_bytes: 1 << 30,
         seed: 1,
         warm_up: Duration::from_millis(20),
         window: Duration::from_millis(500),
@@ -21,5 +23,6 @@ async fn the_loop_measures_an_engine_with_adapters() {
     };
     let report = run(config, |_| ()).await.expect("runs");
     assert!(report.requests > 0 && report.counted_tokens_per_second > 0.0, "{report:?}");
+    assert!(report.loading.is_some_and(|l| l.loads > 0 && l.cold.p50 > 0.0), "{report:?}");
     assert!(report.itl.p50 <= report.itl.p99, "{report:?}");
 }

@@ -4,9 +4,9 @@
 use super::arena::{Extents, Move};
 use super::device::{Device, DevicePointer, Event, Stream};
 use super::error::CudaError;
-use super::kernels::{DoraGain, Kernels};
+use super::kernels::{DoraGain, Kernels, Start};
 use super::layout::{ExtentLayout, Gain, Group};
-use super::weights::DeviceWeights;
+use super::weights::{DeviceWeights, Precision};
 use crate::backend::slots::{SlotTable, not_ready, refused};
 use crate::backend::uploads::{Placed, Uploads};
 use crate::backend::{AdapterSlot, BackendError, HostAdapter, HostBuffer, UploadDone};
@@ -218,9 +218,16 @@ impl Uploader {
         let spec = &self.weights.config.spec;
         let (outputs, inputs) = spec.shape(gain.linear);
         let group = Group::of(gain.linear);
-        let first = u64::from(group.first_output(spec, gain.linear)) * inputs as u64 * 2;
+        let layer = &self.weights.layers[gain.layer as usize];
+        let first = u64::from(group.first_output(spec, gain.linear));
+        let bytes = self.weights.precision.bytes();
+        let w_scales = match self.weights.precision {
+            Precision::Bf16 => 0,
+            Precision::Fp8 => layer.scales(group) + first * 4,
+        };
         let arguments = DoraGain {
-            w: self.weights.layers[gain.layer as usize].group(group) + first,
+            w: layer.group(group) + first * inputs as u64 * bytes,
+            w_scales,
             a: extent + gain.a,
             b: extent + gain.module.b,
             magnitude: place,
@@ -233,7 +240,7 @@ impl Uploader {
         let blocks = (outputs as u32).div_ceil(8);
         // SAFETY: A and B were copied before on this stream; each output is read and written by one
         // thread.
-        unsafe { self.kernels.launch(&self.stream, blocks, &arguments) }?;
+        unsafe { self.kernels.launch(&self.stream, Start::Afterwards, blocks, &arguments) }?;
         Ok(())
     }
 }

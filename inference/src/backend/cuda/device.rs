@@ -2,9 +2,10 @@
 
 use super::error::{Context, CudaError};
 use super::probe::{DeviceInfo, probe};
-use crate::backend::{BackendError, HostAllocator, HostBuffer};
+use crate::backend::HostBuffer;
 use cudarc::driver::{result, sys};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// An address in device memory.
 pub type DevicePointer = sys::CUdeviceptr;
@@ -12,6 +13,8 @@ pub type DevicePointer = sys::CUdeviceptr;
 pub struct Device {
     context: sys::CUcontext,
     pub info: DeviceInfo,
+    allocations: AtomicU64,
+    waits: AtomicU64,
 }
 
 // SAFETY: a context may be used from any thread that has made it current.
@@ -26,7 +29,8 @@ impl Device {
         let device = result::device::get(ordinal as i32).during("opening the device")?;
         // SAFETY: the device exists. The context is kept until the process ends.
         let context = unsafe { result::primary_ctx::retain(device) }.during("making a context")?;
-        let device = Self { context, info };
+        let device =
+            Self { context, info, allocations: AtomicU64::new(0), waits: AtomicU64::new(0) };
         device.bind()?;
         Ok(Arc::new(device))
     }
@@ -35,6 +39,16 @@ impl Device {
     pub fn bind(&self) -> Result<(), CudaError> {
         // SAFETY: the context lives as long as the process.
         unsafe { result::ctx::set_current(self.context) }.during("entering the context")
+    }
+
+    /// Allocations of device and of pinned memory so far.
+    pub fn allocations(&self) -> u64 {
+        self.allocations.load(Ordering::Relaxed)
+    }
+
+    /// How often a thread has waited for a stream or an event so far.
+    pub fn waits(&self) -> u64 {
+        self.waits.load(Ordering::Relaxed)
     }
 
     /// Free and total bytes of the device's memory.
@@ -49,6 +63,7 @@ impl Device {
         what: &'static str,
         bytes: u64,
     ) -> Result<DeviceMemory, CudaError> {
+        self.allocations.fetch_add(1, Ordering::Relaxed);
         let size = bytes.max(1) as usize;
         // SAFETY: freed by `Drop` alone.
         let address = unsafe { result::malloc_sync(size) }
@@ -61,6 +76,7 @@ impl Device {
 
     /// Page-locked host memory, zeroed. Takes about half a millisecond for each MiB.
     pub fn pinned(self: &Arc<Self>, bytes: usize) -> Result<PinnedMemory, CudaError> {
+        self.allocations.fetch_add(1, Ordering::Relaxed);
         // SAFETY: freed by `Drop` alone.
         let address = unsafe { result::malloc_host(bytes.max(1), 0) }
             .map_err(|_| CudaError::OutOfMemory { what: "pinned memory", bytes: bytes as u64 })?;
@@ -125,6 +141,23 @@ unsafe impl Send for PinnedMemory {}
 // SAFETY: as above.
 unsafe impl Sync for PinnedMemory {}
 
+impl PinnedMemory {
+    /// # Safety
+    /// The range lies inside, and nobody else reads or writes it while the slice lives.
+    #[expect(clippy::mut_from_ref, reason = "parts of a region have owners of their own")]
+    pub unsafe fn part_mut(&self, start: usize, bytes: usize) -> &mut [u8] {
+        // SAFETY: forwarded from the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(start), bytes) }
+    }
+
+    /// # Safety
+    /// The range lies inside, and nobody writes it while the slice lives.
+    pub unsafe fn part(&self, start: usize, bytes: usize) -> &[u8] {
+        // SAFETY: forwarded from the caller.
+        unsafe { std::slice::from_raw_parts(self.first.add(start), bytes) }
+    }
+}
+
 impl HostBuffer for PinnedMemory {
     fn as_slice(&self) -> &[u8] {
         // SAFETY: allocated with this size and initialised.
@@ -143,16 +176,6 @@ impl Drop for PinnedMemory {
             // SAFETY: allocated by `Device::pinned`, freed once.
             let _ = unsafe { result::free_host(self.first.cast()) };
         }
-    }
-}
-
-/// Pinned memory for adapters.
-pub struct PinnedAllocator(pub Arc<Device>);
-
-impl HostAllocator for PinnedAllocator {
-    fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBuffer>, BackendError> {
-        self.0.bind()?;
-        Ok(Box::new(self.0.pinned(bytes)?))
     }
 }
 
@@ -233,6 +256,7 @@ impl Stream {
     }
 
     pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.device.waits.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the stream is alive.
         unsafe { result::stream::synchronize(self.stream) }.during("waiting for the device")
     }
@@ -258,6 +282,7 @@ unsafe impl Send for Event {}
 impl Event {
     /// Spins: a thread that sleeps wakes 75 us late.
     pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.device.waits.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the event is alive.
         unsafe { result::event::synchronize(self.event) }.during("waiting for the device")
     }

@@ -12,7 +12,7 @@ pub enum CudaError {
     DriverTooOld { have: i32, need: i32 },
     #[error("there is no device cuda:{ordinal}, the machine has {count}")]
     NoDevice { ordinal: u32, count: u32 },
-    #[error("{name} has compute capability {}.{}, at least 8.0 is needed", arch / 10, arch % 10)]
+    #[error("{name} has compute capability {}.{}, at least 9.0 is needed", arch / 10, arch % 10)]
     Architecture { name: String, arch: u32 },
     #[error("{what}: {code}")]
     Driver { what: &'static str, code: String },

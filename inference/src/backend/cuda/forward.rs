@@ -1,17 +1,15 @@
 //! One forward pass of the Llama family, as launches on a stream.
 
-use super::device::{Device, DevicePointer, Event, Stream};
+use super::device::{DevicePointer, Stream};
 use super::error::CudaError;
-use super::gemm::{Gemm, Shape};
+use super::gemm::{Gemm, Numbers, Shape};
 use super::kernels::{
-    Attention, Combine, Embed, Gather, Kernels, LoraShrink, Residual, RmsNorm, RopeKv, Sample,
-    SiluMul,
+    Attention, AttentionDecode, Embed, FEW_ROWS, FewRowsBf16, FewRowsF32, Gather, Grid, Kernel,
+    Kernels, LoraShrink, Quantise, Residual, RmsNorm, RopeKv, Sample, Scales, SiluMul, Start,
 };
 use super::layout::{Group, Z_STRIDE};
-use super::weights::DeviceWeights;
+use super::weights::{DeviceWeights, Precision};
 use super::workspace::{Buffers, PlanAddresses};
-use lorikeet_contract::Linear;
-use std::sync::Arc;
 
 /// Thread blocks that the light kernels run at most on each multiprocessor.
 const BLOCKS: u32 = 8;
@@ -26,51 +24,46 @@ pub struct Forward<'a> {
     /// one step alone, so that a recorded graph serves all of the bucket.
     pub bucket: u32,
     pub has_adapters: bool,
+    /// Chunks of prompts, beside single rows.
+    pub has_chunks: bool,
     pub kv: DevicePointer,
     pub stream: &'a Stream,
-    pub beside: &'a Beside,
-}
-
-/// A second stream, for work that may run beside a product.
-pub struct Beside {
-    stream: Stream,
-    fork: Event,
-    join: Event,
-}
-
-impl Beside {
-    pub fn new(device: &Arc<Device>) -> Result<Self, CudaError> {
-        Ok(Self {
-            stream: device.stream()?,
-            fork: device.event(false)?,
-            join: device.event(false)?,
-        })
-    }
 }
 
 // SAFETY of all launches here: addresses are of `Buffers`, `DeviceWeights` and the plan, made for
-// the largest step; work runs in order on one stream, but for the shrink, which `project` encloses.
+// the largest step; work runs in order on one stream.
 impl Forward<'_> {
     /// Leaves the rows, after the last norm, in `buffers.x`.
     pub fn run(&self) -> Result<(), CudaError> {
-        let b = self.buffers;
         self.embed()?;
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let number = index as u32;
             if index == 0 {
-                self.norm(0, layer.input_norm)?;
+                self.norm(0, Scales::default(), layer.input_norm)?;
             }
-            self.project(number, Group::Qkv, b.x)?;
+            self.project(number, Group::Qkv)?;
             self.rope_kv(number)?;
             self.attention(number)?;
-            self.project(number, Group::Output, b.context)?;
-            self.add_and_norm(number, Linear::OProj, layer.post_attention_norm)?;
-            self.project(number, Group::GateUp, b.x)?;
+            self.quantise(self.buffers.context, Group::Output)?;
+            self.project(number, Group::Output)?;
+            self.add_and_norm(number, Group::Output, layer.post_attention_norm)?;
+            self.project(number, Group::GateUp)?;
             self.silu_mul(number)?;
-            self.project(number, Group::Down, b.activation)?;
+            self.quantise(self.buffers.activation, Group::Down)?;
+            self.project(number, Group::Down)?;
             let next = self.weights.layers.get(index + 1);
             let norm = next.map_or(self.weights.norm, |next| next.input_norm);
-            self.add_and_norm(number, Linear::DownProj, norm)?;
+            self.add_and_norm(number, Group::Down, norm)?;
+        }
+        Ok(())
+    }
+
+    /// The products of all layers alone, on what lies in the buffers: for measuring.
+    pub fn products(&self) -> Result<(), CudaError> {
+        for layer in 0..self.weights.config.spec.num_layers {
+            for group in Group::ALL {
+                self.multiply(layer, group, self.input(group))?;
+            }
         }
         Ok(())
     }
@@ -88,15 +81,12 @@ impl Forward<'_> {
             first,
             count,
         };
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, self.kernels.blocks(count, BLOCKS), &gather) }?;
-        let shape = head_shape(self.weights, count);
-        let head = self.weights.lm_head;
-        // SAFETY: see above.
-        unsafe { self.gemm.multiply(self.stream, shape, head, b.gathered, b.logits) }?;
+        self.launch(Start::Early, self.kernels.blocks(count, BLOCKS), &gather)?;
+        self.head(count)?;
         let sample = Sample {
             step: self.plan.counts,
             draws: self.plan.draws,
+            edits: self.plan.edits,
             logits: b.logits,
             vocabulary: spec.vocab_size,
             first,
@@ -106,8 +96,17 @@ impl Forward<'_> {
             top_ids: b.top_ids,
             top_logprobs: b.top_logprobs,
         };
+        self.launch(Start::Early, self.kernels.blocks(count, 2), &sample)
+    }
+
+    fn launch<K: Kernel>(
+        &self,
+        start: Start,
+        grid: impl Into<Grid>,
+        arguments: &K,
+    ) -> Result<(), CudaError> {
         // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, self.kernels.blocks(count, 2), &sample) }
+        unsafe { self.kernels.launch(self.stream, start, grid, arguments) }
     }
 
     fn embed(&self) -> Result<(), CudaError> {
@@ -119,48 +118,96 @@ impl Forward<'_> {
             hidden: self.buffers.hidden,
             width: self.weights.config.spec.hidden_size,
         };
-        let blocks = self.kernels.blocks(self.bucket, BLOCKS);
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, blocks, &embed) }
+        self.launch(Start::Afterwards, self.kernels.blocks(self.bucket, BLOCKS), &embed)
     }
 
     /// `x = norm(hidden + y)`; `y` of 0: `hidden` alone.
-    fn norm(&self, y: DevicePointer, weight: DevicePointer) -> Result<(), CudaError> {
+    fn norm(
+        &self,
+        y: DevicePointer,
+        scales: Scales,
+        weight: DevicePointer,
+    ) -> Result<(), CudaError> {
+        let b = self.buffers;
         let norm = RmsNorm {
             step: self.plan.counts,
-            hidden: self.buffers.hidden,
+            hidden: b.hidden,
             y,
+            scales,
             weight,
-            x: self.buffers.x,
+            x: b.x,
+            x8: b.x8,
+            x_scales: b.x_scales,
             width: self.weights.config.spec.hidden_size,
             eps: self.weights.config.rms_norm_eps,
         };
-        let blocks = self.kernels.blocks(self.bucket, BLOCKS);
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, blocks, &norm) }
+        self.launch(Start::Early, self.kernels.blocks(self.bucket, BLOCKS), &norm)
     }
 
-    /// `y = W x` and, beside it, `z = A x` for rows with adapters.
-    fn project(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
-        if !self.has_adapters {
-            return self.multiply(layer, group, x);
+    /// The input of a group's product in e4m3, where the weights are.
+    fn quantise(&self, x: DevicePointer, group: Group) -> Result<(), CudaError> {
+        if self.weights.precision == Precision::Bf16 {
+            return Ok(());
         }
-        let beside = self.beside;
-        self.stream.record(&beside.fork)?;
-        beside.stream.wait(&beside.fork)?;
-        // First, so that it finds room before the product has taken the whole device.
-        self.shrink(layer, group, x)?;
-        beside.stream.record(&beside.join)?;
-        self.multiply(layer, group, x)?;
-        self.stream.wait(&beside.join)
+        let (_, width) = group.shape(&self.weights.config.spec);
+        let quantise = Quantise {
+            step: self.plan.counts,
+            x,
+            out: self.buffers.x8,
+            scales: self.buffers.x_scales,
+            rows: 0,
+            width,
+        };
+        self.launch(Start::Early, self.kernels.blocks(self.bucket, BLOCKS), &quantise)
+    }
+
+    /// `y = W x`, and `z = A x` for rows with adapters.
+    fn project(&self, layer: u32, group: Group) -> Result<(), CudaError> {
+        let x = self.input(group);
+        if self.has_adapters {
+            self.shrink(layer, group, x)?;
+        }
+        self.multiply(layer, group, x)
+    }
+
+    fn input(&self, group: Group) -> DevicePointer {
+        match group {
+            Group::Qkv | Group::GateUp => self.buffers.x,
+            Group::Output => self.buffers.context,
+            Group::Down => self.buffers.activation,
+        }
     }
 
     fn multiply(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
-        let (outputs, inputs) = group.shape(&self.weights.config.spec);
-        let shape = Shape { outputs, inputs, rows: self.bucket, wide: false };
+        let y = self.buffers.y;
+        let shape = group_shape(self.weights, group, self.bucket);
         let weights = self.weights.layers[layer as usize].group(group);
-        // SAFETY: see above.
-        unsafe { self.gemm.multiply(self.stream, shape, weights, x, self.buffers.y) }
+        match shape.numbers {
+            Numbers::E4m3ToBf16 => {
+                let x8 = self.buffers.x8;
+                // SAFETY: see above.
+                unsafe { self.gemm.multiply(self.stream, shape, weights, x8, y) }
+            }
+            _ if is_few(shape) => {
+                let Shape { outputs, inputs, rows, .. } = shape;
+                let few = FewRowsBf16 { weights, x, y, outputs, inputs, rows };
+                self.launch(Start::Early, self.kernels.blocks(outputs.div_ceil(16), 3), &few)
+            }
+            // SAFETY: see above.
+            _ => unsafe { self.gemm.multiply(self.stream, shape, weights, x, y) },
+        }
+    }
+
+    fn head(&self, rows: u32) -> Result<(), CudaError> {
+        let shape = head_shape(self.weights, rows);
+        let (weights, x, y) = (self.weights.lm_head, self.buffers.gathered, self.buffers.logits);
+        if !is_few(shape) {
+            // SAFETY: see above.
+            return unsafe { self.gemm.multiply(self.stream, shape, weights, x, y) };
+        }
+        let Shape { outputs, inputs, rows, .. } = shape;
+        let few = FewRowsF32 { weights, x, y, outputs, inputs, rows };
+        self.launch(Start::Early, self.kernels.blocks(outputs.div_ceil(16), 3), &few)
     }
 
     fn shrink(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
@@ -172,16 +219,18 @@ impl Forward<'_> {
             inputs: group.shape(&self.weights.config.spec).1,
             z: b.z,
             z_stride: Z_STRIDE,
-            partials: b.partials,
-            finished: b.finished,
             layer,
             group: group as u32,
             first_linear: group.linears()[0].index() as u32,
             linears: group.linears().len() as u32,
         };
-        let blocks = self.kernels.blocks(u32::MAX, 2);
-        // SAFETY: see above; what reads `z` waits for both streams.
-        unsafe { self.kernels.launch(&self.beside.stream, blocks, &shrink) }
+        let grid = self.kernels.shrink_grid(self.bucket);
+        self.launch(Start::Early, grid, &shrink)
+    }
+
+    fn scales(&self, layer: u32, group: Group) -> Scales {
+        let outputs = self.weights.layers[layer as usize].scales(group);
+        Scales { rows: self.buffers.x_scales, outputs }
     }
 
     fn rope_kv(&self, layer: u32) -> Result<(), CudaError> {
@@ -193,6 +242,7 @@ impl Forward<'_> {
             y: b.y,
             z: b.z,
             z_stride: Z_STRIDE,
+            scales: self.scales(layer, Group::Qkv),
             cosines: self.weights.cosines,
             sines: self.weights.sines,
             queries: b.queries,
@@ -204,42 +254,49 @@ impl Forward<'_> {
         };
         let heads = spec.num_heads + 2 * spec.num_kv_heads;
         let blocks = self.kernels.blocks((self.bucket * heads).div_ceil(4), 4);
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, blocks, &rope) }
+        self.launch(Start::Early, blocks, &rope)
     }
 
     fn attention(&self, layer: u32) -> Result<(), CudaError> {
         let (spec, b) = (&self.weights.config.spec, self.buffers);
-        let attention = Attention {
+        let (heads, kv_heads) = (spec.num_heads, spec.num_kv_heads);
+        let scale = std::f32::consts::LOG2_E / (spec.head_dim as f32).sqrt();
+        if self.has_chunks {
+            let attention = Attention {
+                step: self.plan.counts,
+                items: self.plan.attention,
+                block_table: self.plan.blocks,
+                queries: b.queries,
+                kv: self.kv,
+                out: b.context,
+                heads,
+                kv_heads,
+                layer,
+                layers: spec.num_layers,
+                scale,
+            };
+            let blocks = self.kernels.blocks(self.bucket * kv_heads, 2);
+            self.launch(Start::Early, blocks, &attention)?;
+        }
+        let decode = AttentionDecode {
             step: self.plan.counts,
-            items: self.plan.attention,
+            items: self.plan.decode,
             block_table: self.plan.blocks,
             queries: b.queries,
             kv: self.kv,
             out: b.context,
             partial_out: b.partial_out,
             partial_sums: b.partial_sums,
-            heads: spec.num_heads,
-            kv_heads: spec.num_kv_heads,
+            finished: b.finished_parts,
+            heads,
+            kv_heads,
             layer,
             layers: spec.num_layers,
-            scale: std::f32::consts::LOG2_E / (spec.head_dim as f32).sqrt(),
+            scale,
         };
         // Long contexts come in parts; blocks that find no item end at once.
-        let blocks = self.kernels.blocks(self.bucket * spec.num_kv_heads * 8, 16);
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, blocks, &attention) }?;
-        let combine = Combine {
-            step: self.plan.counts,
-            items: self.plan.combine,
-            partial_out: b.partial_out,
-            partial_sums: b.partial_sums,
-            out: b.context,
-            heads: spec.num_heads,
-        };
-        let blocks = self.kernels.blocks(self.bucket * spec.num_heads, 4);
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, blocks, &combine) }
+        let blocks = self.kernels.blocks(self.bucket * kv_heads * 8, 16);
+        self.launch(Start::Early, blocks, &decode)
     }
 
     fn silu_mul(&self, layer: u32) -> Result<(), CudaError> {
@@ -250,24 +307,25 @@ impl Forward<'_> {
             y: self.buffers.y,
             z: self.buffers.z,
             z_stride: Z_STRIDE,
+            scales: self.scales(layer, Group::GateUp),
             out: self.buffers.activation,
             width,
             layer,
         };
         let blocks = self.kernels.blocks((self.bucket * width / 64).div_ceil(4), 4);
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, blocks, &silu) }
+        self.launch(Start::Early, blocks, &silu)
     }
 
-    /// Adds a linear's output, and its adapters', to the residual stream, and normalises that.
+    /// Adds a group's output, and its adapters', to the residual stream, and normalises that.
     fn add_and_norm(
         &self,
         layer: u32,
-        linear: Linear,
+        group: Group,
         weight: DevicePointer,
     ) -> Result<(), CudaError> {
+        let scales = self.scales(layer, group);
         if !self.has_adapters {
-            return self.norm(self.buffers.y, weight);
+            return self.norm(self.buffers.y, scales, weight);
         }
         let width = self.weights.config.spec.hidden_size;
         let residual = Residual {
@@ -276,20 +334,35 @@ impl Forward<'_> {
             y: self.buffers.y,
             z: self.buffers.z,
             z_stride: Z_STRIDE,
+            scales,
             hidden: self.buffers.hidden,
             width,
             layer,
-            linear: linear.index() as u32,
+            linear: group.linears()[0].index() as u32,
         };
         let blocks = self.kernels.blocks((self.bucket * width / 64).div_ceil(4), 4);
-        // SAFETY: see above.
-        unsafe { self.kernels.launch(self.stream, blocks, &residual) }?;
-        self.norm(0, weight)
+        self.launch(Start::Early, blocks, &residual)?;
+        self.norm(0, Scales::default(), weight)
     }
+}
+
+/// A group's product.
+pub fn group_shape(weights: &DeviceWeights, group: Group, rows: u32) -> Shape {
+    let (outputs, inputs) = group.shape(&weights.config.spec);
+    let numbers = match weights.precision {
+        Precision::Bf16 => Numbers::Bf16,
+        Precision::Fp8 => Numbers::E4m3ToBf16,
+    };
+    Shape { outputs, inputs, rows, numbers }
 }
 
 /// The output layer's product, in f32.
 pub fn head_shape(weights: &DeviceWeights, rows: u32) -> Shape {
     let spec = &weights.config.spec;
-    Shape { outputs: spec.vocab_size, inputs: spec.hidden_size, rows, wide: true }
+    Shape { outputs: spec.vocab_size, inputs: spec.hidden_size, rows, numbers: Numbers::Bf16ToF32 }
+}
+
+/// Whether a product is left to the kernel for few rows.
+pub fn is_few(shape: Shape) -> bool {
+    shape.rows <= FEW_ROWS && shape.numbers != Numbers::E4m3ToBf16
 }

@@ -1,15 +1,17 @@
-//! Products with the weights, through cublasLt: `y = x W^T`, bf16 in, f32 sums.
+//! Products with the weights, through cublasLt: `y = x W^T`, bf16 or e4m3 in, f32 sums. Scales of
+//! e4m3 are left to the kernel that reads `y`: taking them into the product costs 25 % at few rows.
 //!
 //! cublasLt's own first choice is up to 17 % off for some shapes, so the candidates are timed once
 //! for each shape and row bucket, and the picks kept on disk: another pick rounds differently, and
 //! a restarted node should not.
 
+mod picks;
+
 use super::device::{Device, DeviceMemory, DevicePointer, Event, Stream};
 use super::error::{Context, CudaError};
 use cudarc::cublaslt::{result, sys};
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
-use std::fs;
+use picks::Picks;
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,13 +26,24 @@ pub struct Shape {
     pub outputs: u32,
     pub inputs: u32,
     pub rows: u32,
-    /// f32 results (logits); else bf16.
-    pub wide: bool,
+    pub numbers: Numbers,
+}
+
+/// Weights and inputs, then results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Numbers {
+    Bf16,
+    Bf16ToF32,
+    E4m3ToBf16,
 }
 
 impl Shape {
     fn name(self) -> String {
-        let kind = if self.wide { "f32" } else { "bf16" };
+        let kind = match self.numbers {
+            Numbers::Bf16 => "bf16",
+            Numbers::Bf16ToF32 => "f32",
+            Numbers::E4m3ToBf16 => "e4m3",
+        };
         format!("{}x{}x{} {kind}", self.rows, self.outputs, self.inputs)
     }
 }
@@ -46,6 +59,7 @@ pub struct Gemm {
     device: Arc<Device>,
     handle: sys::cublasLtHandle_t,
     description: sys::cublasLtMatmulDesc_t,
+    description_8: sys::cublasLtMatmulDesc_t,
     preference: sys::cublasLtMatmulPreference_t,
     workspace: DeviceMemory,
     plans: HashMap<Shape, Plan>,
@@ -54,40 +68,6 @@ pub struct Gemm {
 
 // SAFETY: the handles are used by the owner of the value alone.
 unsafe impl Send for Gemm {}
-
-/// What was picked on earlier starts, for this card and library.
-#[derive(Default, Serialize, Deserialize)]
-struct Picks {
-    #[serde(skip)]
-    path: Option<PathBuf>,
-    #[serde(skip)]
-    changed: bool,
-    algorithms: BTreeMap<String, [u64; 8]>,
-}
-
-impl Picks {
-    fn read(path: Option<PathBuf>) -> Self {
-        let text = path.as_ref().and_then(|path| fs::read(path).ok());
-        let read = text.and_then(|text| serde_json::from_slice::<Self>(&text).ok());
-        Self { path, ..read.unwrap_or_default() }
-    }
-
-    fn keep(&mut self) {
-        if !std::mem::take(&mut self.changed) {
-            return;
-        }
-        let Some(path) = &self.path else { return };
-        let write = || {
-            if let Some(dir) = path.parent() {
-                fs::create_dir_all(dir)?;
-            }
-            fs::write(path, serde_json::to_vec_pretty(self)?)
-        };
-        if let Err(error) = write() {
-            tracing::warn!(path = %path.display(), %error, "the picked products were not kept");
-        }
-    }
-}
 
 /// The row counts that products are planned for; a step runs at the next larger one.
 pub fn row_buckets(max_rows: u32) -> Vec<u32> {
@@ -102,21 +82,7 @@ pub fn row_buckets(max_rows: u32) -> Vec<u32> {
 impl Gemm {
     pub fn new(device: &Arc<Device>, cache: Option<PathBuf>) -> Result<Self, CudaError> {
         let handle = result::create_handle().during("starting cublasLt")?;
-        let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-        let description = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)
-            .during("describing a product")?;
-        let transposed = cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_T;
-        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
-        // SAFETY: the attribute's value is of this type.
-        unsafe {
-            result::set_matmul_desc_attribute(
-                description,
-                attribute,
-                std::ptr::from_ref(&transposed).cast(),
-                size_of_val(&transposed),
-            )
-        }
-        .during("describing a product")?;
+        let (description, description_8) = (describe(false)?, describe(true)?);
         let preference = preference()?;
         // SAFETY: takes no arguments.
         let version = unsafe { sys::cublasLtGetVersion() };
@@ -125,6 +91,7 @@ impl Gemm {
             device: device.clone(),
             handle,
             description,
+            description_8,
             preference,
             workspace: device.allocate("device memory for products", WORKSPACE)?,
             plans: HashMap::new(),
@@ -146,15 +113,15 @@ impl Gemm {
             return Ok(());
         }
         let mut plan = self.layouts(shape)?;
-        if let Some(data) = self.picks.algorithms.get(&shape.name()) {
-            plan.algorithm = sys::cublasLtMatmulAlgo_t { data: *data };
+        if let Some(data) = self.picks.get(&shape.name()) {
+            plan.algorithm = sys::cublasLtMatmulAlgo_t { data };
             self.plans.insert(shape, plan);
             return Ok(());
         }
         let mut best = (f32::INFINITY, None);
         for algorithm in self.candidates(shape, &plan)? {
             plan.algorithm = algorithm;
-            let Ok(time) = self.time(stream, &plan, weights, x, y) else { continue };
+            let Ok(time) = self.time(stream, shape.numbers, &plan, weights, x, y) else { continue };
             if time < best.0 {
                 best = (time, Some(algorithm));
             }
@@ -164,8 +131,7 @@ impl Gemm {
         };
         plan.algorithm = algorithm;
         self.plans.insert(shape, plan);
-        self.picks.algorithms.insert(shape.name(), algorithm.data);
-        self.picks.changed = true;
+        self.picks.add(shape.name(), algorithm.data);
         Ok(())
     }
 
@@ -190,12 +156,20 @@ impl Gemm {
             return Err(CudaError::Driver { what: "multiplying", code });
         };
         // SAFETY: forwarded from the caller.
-        unsafe { self.run(stream, plan, weights, x, y) }
+        unsafe { self.run(stream, shape.numbers, plan, weights, x, y) }
+    }
+
+    fn description(&self, numbers: Numbers) -> sys::cublasLtMatmulDesc_t {
+        match numbers {
+            Numbers::Bf16 | Numbers::Bf16ToF32 => self.description,
+            Numbers::E4m3ToBf16 => self.description_8,
+        }
     }
 
     unsafe fn run(
         &self,
         stream: &Stream,
+        numbers: Numbers,
         plan: &Plan,
         weights: DevicePointer,
         x: DevicePointer,
@@ -206,7 +180,7 @@ impl Gemm {
         unsafe {
             result::matmul(
                 self.handle,
-                self.description,
+                self.description(numbers),
                 std::ptr::from_ref(&one).cast(),
                 std::ptr::from_ref(&zero).cast(),
                 weights as *const _,
@@ -233,10 +207,14 @@ impl Gemm {
                 .during("describing a matrix")
         };
         let bf16 = sys::cudaDataType::CUDA_R_16BF;
-        let result = if shape.wide { sys::cudaDataType::CUDA_R_32F } else { bf16 };
+        let (inputs, result) = match shape.numbers {
+            Numbers::Bf16 => (bf16, bf16),
+            Numbers::Bf16ToF32 => (bf16, sys::cudaDataType::CUDA_R_32F),
+            Numbers::E4m3ToBf16 => (sys::cudaDataType::CUDA_R_8F_E4M3, bf16),
+        };
         Ok(Plan {
-            weights: layout(bf16, shape.inputs, shape.outputs)?,
-            x: layout(bf16, shape.inputs, shape.rows)?,
+            weights: layout(inputs, shape.inputs, shape.outputs)?,
+            x: layout(inputs, shape.inputs, shape.rows)?,
             y: layout(result, shape.outputs, shape.rows)?,
             algorithm: sys::cublasLtMatmulAlgo_t { data: [0; 8] },
         })
@@ -253,7 +231,7 @@ impl Gemm {
         let status = unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
-                self.description,
+                self.description(shape.numbers),
                 plan.weights,
                 plan.x,
                 plan.y,
@@ -277,6 +255,7 @@ impl Gemm {
     fn time(
         &self,
         stream: &Stream,
+        numbers: Numbers,
         plan: &Plan,
         weights: &[DevicePointer],
         x: DevicePointer,
@@ -286,7 +265,7 @@ impl Gemm {
         let run = |weights: &[DevicePointer]| {
             for &weights in weights {
                 // SAFETY: the caller's memory, which nothing else uses while products are timed.
-                unsafe { self.run(stream, plan, weights, x, y) }?;
+                unsafe { self.run(stream, numbers, plan, weights, x, y) }?;
             }
             Ok(())
         };
@@ -302,6 +281,38 @@ impl Gemm {
         }
         Ok(best / turn.len() as f32)
     }
+}
+
+/// A product with the transposed weights. `fast`: of e4m3, summed without the extra promotions to f32,
+/// as others serve it; what is lost lies far below e4m3's own rounding.
+fn describe(fast: bool) -> Result<sys::cublasLtMatmulDesc_t, CudaError> {
+    use sys::cublasLtMatmulDescAttributes_t as Attribute;
+    let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+    let description = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)
+        .during("describing a product")?;
+    let transposed = cudarc::cublas::sys::cublasOperation_t::CUBLAS_OP_T;
+    // SAFETY: the attribute's value is of this type.
+    unsafe {
+        result::set_matmul_desc_attribute(
+            description,
+            Attribute::CUBLASLT_MATMUL_DESC_TRANSA,
+            std::ptr::from_ref(&transposed).cast(),
+            size_of_val(&transposed),
+        )
+    }
+    .during("describing a product")?;
+    let fast = i8::from(fast);
+    // SAFETY: as above.
+    unsafe {
+        result::set_matmul_desc_attribute(
+            description,
+            Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM,
+            std::ptr::from_ref(&fast).cast(),
+            size_of_val(&fast),
+        )
+    }
+    .during("describing a product")?;
+    Ok(description)
 }
 
 /// Sums split over the inputs are reduced in f32, or not at all: in bf16 they would round twice.
@@ -345,6 +356,7 @@ impl Drop for Gemm {
             }
             let _ = result::destroy_matmul_pref(self.preference);
             let _ = result::destroy_matmul_desc(self.description);
+            let _ = result::destroy_matmul_desc(self.description_8);
             let _ = result::destroy_handle(self.handle);
         }
     }

@@ -1,27 +1,38 @@
-//! The kernels, with their arguments as types: one struct for each, whose fields are the parameters
-//! of the function of the same name in `kernels/`, in order.
+//! The kernels: what they are compiled from, and how they are launched.
 
-use super::device::{Device, DevicePointer, Stream};
+mod arguments;
+
+pub use arguments::*;
+
+use super::device::{Device, Stream};
 use super::error::{Context, CudaError};
 use super::nvrtc::{Compiler, Source};
+use super::weights::Precision;
 use cudarc::driver::{result, sys};
 use std::ffi::{CString, c_void};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 
 /// File, source, and the kernels in it.
-const FILES: [(&str, &str, &[KernelId]); 10] = [
+const FILES: [(&str, &str, &[KernelId]); 13] = [
     ("embed.cu", include_str!("kernels/embed.cu"), &[KernelId::Embed, KernelId::Gather]),
     ("norm.cu", include_str!("kernels/norm.cu"), &[KernelId::RmsNorm]),
     ("lora_shrink.cu", include_str!("kernels/lora_shrink.cu"), &[KernelId::LoraShrink]),
     ("rope_kv.cu", include_str!("kernels/rope_kv.cu"), &[KernelId::RopeKv]),
+    ("attention.cu", include_str!("kernels/attention.cu"), &[KernelId::Attention]),
     (
-        "attention.cu",
-        include_str!("kernels/attention.cu"),
-        &[KernelId::Attention, KernelId::Combine],
+        "attention_decode.cu",
+        include_str!("kernels/attention_decode.cu"),
+        &[KernelId::AttentionDecode],
     ),
+    (
+        "few_rows.cu",
+        include_str!("kernels/few_rows.cu"),
+        &[KernelId::FewRowsBf16, KernelId::FewRowsF32],
+    ),
+    ("quantise.cu", include_str!("kernels/quantise.cu"), &[KernelId::Quantise]),
     ("silu_mul.cu", include_str!("kernels/silu_mul.cu"), &[KernelId::SiluMul]),
     ("residual.cu", include_str!("kernels/residual.cu"), &[KernelId::Residual]),
     ("sample.cu", include_str!("kernels/sample.cu"), &[KernelId::Sample]),
@@ -37,7 +48,10 @@ pub enum KernelId {
     LoraShrink,
     RopeKv,
     Attention,
-    Combine,
+    AttentionDecode,
+    FewRowsBf16,
+    FewRowsF32,
+    Quantise,
     SiluMul,
     Residual,
     Sample,
@@ -56,13 +70,39 @@ impl KernelId {
             KernelId::LoraShrink => "lora_shrink",
             KernelId::RopeKv => "rope_kv",
             KernelId::Attention => "attention",
-            KernelId::Combine => "combine",
+            KernelId::AttentionDecode => "attention_decode",
+            KernelId::FewRowsBf16 => "few_rows_bf16",
+            KernelId::FewRowsF32 => "few_rows_f32",
+            KernelId::Quantise => "quantise",
             KernelId::SiluMul => "silu_mul",
             KernelId::Residual => "residual",
             KernelId::Sample => "sample",
             KernelId::DoraGain => "dora_gain",
             KernelId::Fill => "fill",
         }
+    }
+}
+
+/// When a kernel may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// When all work before it on the stream has ended.
+    Afterwards,
+    /// While the kernel just before it on the stream ends; it waits for that one itself.
+    Early,
+}
+
+/// Thread blocks of a launch. Those of a cluster run at the same time and may read each other's
+/// shared memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Grid {
+    pub blocks: u32,
+    pub cluster: u32,
+}
+
+impl From<u32> for Grid {
+    fn from(blocks: u32) -> Self {
+        Self { blocks, cluster: 1 }
     }
 }
 
@@ -75,174 +115,20 @@ pub trait Kernel {
     fn with_arguments<R>(&self, launch: impl FnOnce(&mut [*mut c_void]) -> R) -> R;
 }
 
-macro_rules! kernel {
-    ($(#[$meta:meta])* $name:ident, $threads:literal, { $($field:ident: $type:ty),* $(,)? }) => {
-        $(#[$meta])*
-        #[derive(Debug, Clone, Copy)]
-        pub struct $name {
-            $(pub $field: $type,)*
-        }
+/// Rows of the products that kernels of our own compute: the columns of one matrix instruction.
+pub const FEW_ROWS: u32 = 8;
 
-        impl Kernel for $name {
-            const ID: KernelId = KernelId::$name;
-            const THREADS: u32 = $threads;
-
-            fn with_arguments<R>(&self, launch: impl FnOnce(&mut [*mut c_void]) -> R) -> R {
-                launch(&mut [$(std::ptr::from_ref(&self.$field).cast_mut().cast()),*])
-            }
-        }
-    };
+/// What kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    pub head_dim: u32,
+    pub precision: Precision,
 }
 
-kernel!(Embed, 128, {
-    step: DevicePointer,
-    rows: DevicePointer,
-    sampled: DevicePointer,
-    table: DevicePointer,
-    hidden: DevicePointer,
-    width: u32,
-});
-
-kernel!(Gather, 128, {
-    step: DevicePointer,
-    logit_rows: DevicePointer,
-    x: DevicePointer,
-    out: DevicePointer,
-    width: u32,
-    first: u32,
-    count: u32,
-});
-
-kernel!(
-    /// `y` of 0: nothing is added.
-    RmsNorm, 256, {
-    step: DevicePointer,
-    hidden: DevicePointer,
-    y: DevicePointer,
-    weight: DevicePointer,
-    x: DevicePointer,
-    width: u32,
-    eps: f32,
-});
-
-kernel!(LoraShrink, 128, {
-    step: DevicePointer,
-    tiles: DevicePointer,
-    x: DevicePointer,
-    inputs: u32,
-    z: DevicePointer,
-    z_stride: u32,
-    partials: DevicePointer,
-    finished: DevicePointer,
-    layer: u32,
-    group: u32,
-    first_linear: u32,
-    linears: u32,
-});
-
-kernel!(RopeKv, 128, {
-    step: DevicePointer,
-    rows: DevicePointer,
-    tiles: DevicePointer,
-    y: DevicePointer,
-    z: DevicePointer,
-    z_stride: u32,
-    cosines: DevicePointer,
-    sines: DevicePointer,
-    queries: DevicePointer,
-    kv: DevicePointer,
-    heads: u32,
-    kv_heads: u32,
-    layer: u32,
-    layers: u32,
-});
-
-kernel!(
-    /// `scale` includes log2(e): weights are powers of two.
-    Attention, 128, {
-    step: DevicePointer,
-    items: DevicePointer,
-    block_table: DevicePointer,
-    queries: DevicePointer,
-    kv: DevicePointer,
-    out: DevicePointer,
-    partial_out: DevicePointer,
-    partial_sums: DevicePointer,
-    heads: u32,
-    kv_heads: u32,
-    layer: u32,
-    layers: u32,
-    scale: f32,
-});
-
-kernel!(Combine, 0, {
-    step: DevicePointer,
-    items: DevicePointer,
-    partial_out: DevicePointer,
-    partial_sums: DevicePointer,
-    out: DevicePointer,
-    heads: u32,
-});
-
-kernel!(SiluMul, 128, {
-    step: DevicePointer,
-    tiles: DevicePointer,
-    y: DevicePointer,
-    z: DevicePointer,
-    z_stride: u32,
-    out: DevicePointer,
-    width: u32,
-    layer: u32,
-});
-
-kernel!(Residual, 128, {
-    step: DevicePointer,
-    tiles: DevicePointer,
-    y: DevicePointer,
-    z: DevicePointer,
-    z_stride: u32,
-    hidden: DevicePointer,
-    width: u32,
-    layer: u32,
-    linear: u32,
-});
-
-kernel!(Sample, 1024, {
-    step: DevicePointer,
-    draws: DevicePointer,
-    logits: DevicePointer,
-    vocabulary: u32,
-    first: u32,
-    count: u32,
-    tokens: DevicePointer,
-    logprobs: DevicePointer,
-    top_ids: DevicePointer,
-    top_logprobs: DevicePointer,
-});
-
-kernel!(DoraGain, 256, {
-    w: DevicePointer,
-    a: DevicePointer,
-    b: DevicePointer,
-    magnitude: DevicePointer,
-    gain: DevicePointer,
-    outputs: u32,
-    inputs: u32,
-    rank: u32,
-    scale: f32,
-});
-
-kernel!(Fill, 256, {
-    out: DevicePointer,
-    count: u64,
-    seed: u64,
-    scale: f32,
-});
-
-/// All kernels, compiled for one device and head size.
+/// All kernels, compiled for one device and target.
 pub struct Kernels {
     functions: [sys::CUfunction; KernelId::COUNT],
-    head_dim: u32,
+    target: Target,
     multiprocessors: u32,
 }
 
@@ -251,12 +137,22 @@ unsafe impl Send for Kernels {}
 // SAFETY: as above.
 unsafe impl Sync for Kernels {}
 
-/// What to compile for models of this head size.
-pub fn sources(head_dim: u32) -> Vec<Source> {
+/// What to compile. Files of the folder take the place of those built in, so that a kernel can be
+/// worked on without building the program anew.
+pub fn sources(target: Target, folder: Option<&Path>) -> Vec<Source> {
+    let text = |file: &str, built_in: &str| {
+        let other = folder.and_then(|folder| std::fs::read_to_string(folder.join(file)).ok());
+        other.unwrap_or_else(|| built_in.to_owned())
+    };
+    let prelude = text("prelude.cuh", PRELUDE);
+    let bits = match target.precision {
+        Precision::Bf16 => 16,
+        Precision::Fp8 => 8,
+    };
     let source = |&(file, source, _): &(&'static str, &str, &[KernelId])| Source {
         file,
-        source: format!("{PRELUDE}#line 1 \"{file}\"\n{source}"),
-        defines: vec![format!("HEAD_DIM={head_dim}")],
+        source: format!("{prelude}#line 1 \"{file}\"\n{}", text(file, source)),
+        defines: vec![format!("HEAD_DIM={}", target.head_dim), format!("WEIGHT_BITS={bits}")],
     };
     FILES.iter().map(source).collect()
 }
@@ -264,13 +160,16 @@ pub fn sources(head_dim: u32) -> Vec<Source> {
 impl Kernels {
     pub fn load(
         device: &Arc<Device>,
-        head_dim: u32,
+        target: Target,
         cache: Option<PathBuf>,
+        folder: Option<&Path>,
     ) -> Result<Self, CudaError> {
+        let head_dim = target.head_dim;
         if head_dim != 64 && head_dim != 128 {
             return Err(CudaError::Model(format!("its heads are {head_dim} wide, not 64 or 128")));
         }
-        let cubins = Compiler::new(device.info.arch, cache)?.compile_all(&sources(head_dim))?;
+        let cubins =
+            Compiler::new(device.info.arch, cache)?.compile_all(&sources(target, folder))?;
         let mut functions = [std::ptr::null_mut(); KernelId::COUNT];
         for ((_, _, ids), cubin) in FILES.iter().zip(cubins) {
             // SAFETY: a whole cubin. The module is kept until the process ends.
@@ -283,12 +182,24 @@ impl Kernels {
                     .during("finding a kernel")?;
             }
         }
-        Ok(Self { functions, head_dim, multiprocessors: device.info.multiprocessors })
+        Ok(Self { functions, target, multiprocessors: device.info.multiprocessors })
+    }
+
+    pub fn target(&self) -> Target {
+        self.target
     }
 
     /// Thread blocks for `items` of work, at most `per_multiprocessor` on each.
     pub fn blocks(&self, items: u32, per_multiprocessor: u32) -> u32 {
         items.clamp(1, self.multiprocessors * per_multiprocessor)
+    }
+
+    /// Clusters for the shrink: one for each tile of a full device, more blocks to each where there
+    /// are few tiles.
+    pub fn shrink_grid(&self, rows: u32) -> Grid {
+        let cluster = if rows <= FEW_ROWS { 8 } else { 4 };
+        let blocks = 2 * self.multiprocessors / cluster * cluster;
+        Grid { blocks: blocks.min(rows * cluster), cluster }
     }
 
     pub fn multiprocessors(&self) -> u32 {
@@ -301,16 +212,49 @@ impl Kernels {
     pub unsafe fn launch<K: Kernel>(
         &self,
         stream: &Stream,
-        blocks: u32,
+        start: Start,
+        grid: impl Into<Grid>,
         arguments: &K,
     ) -> Result<(), CudaError> {
-        let threads = if K::THREADS == 0 { self.head_dim } else { K::THREADS };
+        use sys::CUlaunchAttributeID as Id;
+        let Grid { blocks, cluster } = grid.into();
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let shape = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+        let mut attributes = [
+            attribute(
+                Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue { clusterDim: shape },
+            ),
+            attribute(
+                Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ),
+        ];
+        let config = sys::CUlaunchConfig {
+            gridDimX: blocks,
+            gridDimY: 1,
+            gridDimZ: 1,
+            blockDimX: K::THREADS,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: stream.raw(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: 1 + u32::from(start == Start::Early),
+        };
         let function = self.functions[K::ID as usize];
-        let (grid, block) = ((blocks, 1, 1), (threads, 1, 1));
         arguments.with_arguments(|pointers| {
             // SAFETY: the struct's fields are the function's parameters; the rest is the caller's.
-            unsafe { result::launch_kernel(function, grid, block, 0, stream.raw(), pointers) }
-                .during(K::ID.name())
+            unsafe {
+                sys::cuLaunchKernelEx(
+                    &config,
+                    function,
+                    pointers.as_mut_ptr(),
+                    std::ptr::null_mut(),
+                )
+            }
+            .result()
+            .during(K::ID.name())
         })
     }
 }

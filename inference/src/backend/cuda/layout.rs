@@ -19,8 +19,6 @@ pub const Z_STRIDE: u32 = 3 * MAX_RANK;
 /// Most log probabilities of likeliest tokens that a row gives.
 pub const TOP_LOGPROBS: u32 = 20;
 pub const NO_LOGPROBS: u32 = u32::MAX;
-/// An attention item that is the whole context.
-pub const NOT_SPLIT: u32 = u32::MAX;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -46,14 +44,11 @@ pub struct StepCounts {
     pub tiles: u32,
     pub first_adapted_tile: u32,
     pub attention_items: u32,
-    pub combine_items: u32,
+    pub decode_items: u32,
     pub logit_rows: u32,
-    pub slices: [u32; 4],
-    pub slice_length: [u32; 4],
-    pub first_adapted_row: u32,
-    pub adapted_rows: u32,
 }
 
+/// Rows of a prefill chunk.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct AttentionItem {
@@ -61,19 +56,20 @@ pub struct AttentionItem {
     pub rows: u32,
     pub position: u32,
     pub blocks: u32,
+}
+
+/// A part of a single row's context.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct DecodeItem {
+    pub row: u32,
+    pub blocks: u32,
     pub kv_start: u32,
     pub kv_end: u32,
     pub partial: u32,
-    pub shared: u32,
-}
-
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct CombineItem {
-    pub row: u32,
     pub first_partial: u32,
     pub partials: u32,
-    pub unused: u32,
+    pub counter: u32,
 }
 
 #[repr(C)]
@@ -87,7 +83,21 @@ pub struct Draw {
     pub output_index: u32,
     pub logprobs: u32,
     pub wanted: u32,
+    /// Where its edits stand in the step's list, and how many they are.
+    pub first_edit: u32,
+    pub edits: u32,
     pub unused: u32,
+}
+
+/// A change of one logit before the draw; see [`LogitEdit`](crate::sampling::LogitEdit).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Pod, Zeroable)]
+pub struct Edit {
+    pub token: u32,
+    pub divisor: f32,
+    pub add: f32,
+    /// The kernel keeps the logit here, and restores it after the draw.
+    pub saved: f32,
 }
 
 #[repr(C)]

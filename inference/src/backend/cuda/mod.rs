@@ -12,16 +12,20 @@
 
 mod adapters;
 mod arena;
+mod budget;
 pub mod check;
+mod counters;
 mod device;
 mod error;
 mod forward;
 mod gemm;
 mod graph;
 mod kernels;
+mod launch;
 mod layout;
 mod nvrtc;
 mod output;
+mod pinned;
 mod plan;
 mod probe;
 #[cfg(test)]
@@ -29,8 +33,10 @@ mod tests;
 mod weights;
 mod workspace;
 
+pub use counters::Counters;
 pub use error::CudaError;
 pub use probe::{DeviceInfo, cache_folder, probe};
+pub use weights::Precision;
 
 use super::batch::SequenceId;
 use super::{
@@ -40,14 +46,15 @@ use super::{
 use crate::model::{ModelConfig, ModelWeights};
 use adapters::Adapters;
 use arena::Move;
-use device::{Device, DeviceMemory, DevicePointer, Event, PinnedAllocator, Stream};
-use forward::{Beside, Forward, head_shape};
-use gemm::{Gemm, Shape, row_buckets};
+use device::{Device, DeviceMemory, DevicePointer, Event, Stream};
+use gemm::{Gemm, row_buckets};
 use graph::Graph;
-use kernels::Kernels;
-use layout::{BLOCK_TOKENS, ExtentLayout, Group};
+use kernels::{Kernels, Target};
+use launch::GraphKey;
+use layout::{BLOCK_TOKENS, ExtentLayout};
 use lorikeet_contract::adapter::ArtifactHeader;
 use output::{DrawMemory, Pending};
+use pinned::PinnedPool;
 use plan::{Limits, StepPlan};
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
@@ -57,8 +64,8 @@ use workspace::{Buffers, LOGIT_ROWS, PlanMemory};
 
 /// Steps that may be submitted and not yet collected.
 const DEPTH: usize = 2;
-/// Larger steps are launched one by one: they keep the device busy for longer than that takes.
-const MAX_GRAPH_ROWS: u32 = 512;
+/// Steps of up to so many rows are measured where no number is given.
+const MOST_MEASURED_ROWS: u32 = 1024;
 /// Device memory left to the driver and to libraries.
 const RESERVE: u64 = 1 << 30;
 /// Extents are moved through memory of this size.
@@ -72,8 +79,16 @@ pub struct CudaConfig {
     /// Bytes of adapters.
     pub adapter_bytes: u64,
     pub max_slots: u32,
-    /// Rows of the largest step.
-    pub max_rows: u32,
+    /// Rows of the largest step; None: those that cost least each within a bound on the step's time,
+    /// measured at the start.
+    pub max_rows: Option<u32>,
+    /// Of the layers' weights.
+    pub precision: Precision,
+    /// Page-locked host memory for adapters that is made ready beside the start; more is taken when it
+    /// is needed.
+    pub pinned_bytes: u64,
+    /// A folder whose kernels take the place of those built in, for work on them.
+    pub kernel_sources: Option<PathBuf>,
     /// Where compiled kernels and picked products are kept. None: nowhere.
     pub cache: Option<PathBuf>,
 }
@@ -85,19 +100,13 @@ impl Default for CudaConfig {
             kv_tokens: None,
             adapter_bytes: 8 << 30,
             max_slots: 1024,
-            max_rows: 2048,
+            max_rows: Some(2048),
+            precision: Precision::Bf16,
+            pinned_bytes: 0,
+            kernel_sources: None,
             cache: cache_folder().map(|dir| dir.join("cuda")),
         }
     }
-}
-
-/// What a recorded graph depends on; never on which adapters a step has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct GraphKey {
-    bucket: u32,
-    has_adapters: bool,
-    /// Rows of the output layer.
-    logits: u32,
 }
 
 /// Weights, activations, keys and values in bf16; the residual stream, sums and logits in f32.
@@ -106,7 +115,6 @@ pub struct CudaBackend {
     adapters: Adapters,
     device: Arc<Device>,
     stream: Stream,
-    beside: Beside,
     kernels: Arc<Kernels>,
     weights: Arc<DeviceWeights>,
     gemm: Gemm,
@@ -119,7 +127,10 @@ pub struct CudaBackend {
     head_buckets: Vec<u32>,
     arena: DeviceMemory,
     moving: DeviceMemory,
+    pinned: PinnedPool,
     graphs: HashMap<GraphKey, Graph>,
+    recordings: u64,
+    replays: u64,
     pending: VecDeque<Pending>,
     /// For the steps that may yet be submitted.
     draw_memory: Vec<DrawMemory>,
@@ -133,7 +144,7 @@ impl CudaBackend {
     pub fn new(weights: &ModelWeights, config: CudaConfig) -> Result<Self, BackendError> {
         let spec = &weights.config.spec;
         let (device, stream, kernels) = open(&config, spec.head_dim)?;
-        let weights = DeviceWeights::load(&device, &stream, weights)?;
+        let weights = DeviceWeights::load(&device, &stream, &kernels, weights)?;
         Self::with_weights(device, stream, kernels, weights, config)
     }
 
@@ -144,6 +155,15 @@ impl CudaBackend {
         Self::with_weights(device, stream, kernels, weights, config)
     }
 
+    pub fn counters(&self) -> Counters {
+        Counters {
+            allocations: self.device.allocations(),
+            waits: self.device.waits(),
+            recordings: self.recordings,
+            replays: self.replays,
+        }
+    }
+
     fn with_weights(
         device: Arc<Device>,
         stream: Stream,
@@ -152,8 +172,9 @@ impl CudaBackend {
         config: CudaConfig,
     ) -> Result<Self, BackendError> {
         let spec = weights.config.spec.clone();
-        let max_rows = config.max_rows.max(1);
+        let max_rows = config.max_rows.unwrap_or(MOST_MEASURED_ROWS).max(1);
         let buffers = Buffers::new(&device, &spec, max_rows)?;
+        let pinned = PinnedPool::new(&device, config.pinned_bytes);
         let gemm = Gemm::new(&device, config.cache)?;
         let moving = device.allocate("device memory for moving adapters", MOVE_BYTES)?;
         let page = kv_page_bytes(&spec);
@@ -197,7 +218,6 @@ impl CudaBackend {
             buckets: row_buckets(max_rows),
             head_buckets: row_buckets(LOGIT_ROWS.min(max_rows)),
             limits,
-            beside: Beside::new(&device)?,
             device,
             stream,
             kernels,
@@ -206,97 +226,23 @@ impl CudaBackend {
             buffers,
             arena,
             moving,
+            pinned,
             graphs: HashMap::new(),
+            recordings: 0,
+            replays: 0,
             pending: VecDeque::new(),
             draw_memory,
             submitted: 0,
             previous: Vec::new(),
         };
         backend.plan_products()?;
+        if config.max_rows.is_none() {
+            let rows = budget::best_rows(&backend.time_products()?);
+            tracing::info!(rows, "steps have this many rows at most");
+            backend.limits.max_rows = rows;
+            backend.capacity.max_rows = rows;
+        }
         Ok(backend)
-    }
-
-    /// Picks an algorithm for every product that a step may run.
-    fn plan_products(&mut self) -> Result<(), CudaError> {
-        let b = &self.buffers;
-        for &rows in &self.buckets {
-            for group in Group::ALL {
-                let (outputs, inputs) = group.shape(&self.limits.spec);
-                let shape = Shape { outputs, inputs, rows, wide: false };
-                let weights: Vec<DevicePointer> =
-                    self.weights.layers.iter().map(|layer| layer.group(group)).collect();
-                let x = match group {
-                    Group::Qkv | Group::GateUp => b.x,
-                    Group::Output => b.context,
-                    Group::Down => b.activation,
-                };
-                self.gemm.plan(&self.stream, shape, &weights, x, b.y)?;
-            }
-        }
-        for &rows in &self.head_buckets {
-            let shape = head_shape(&self.weights, rows);
-            let head = [self.weights.lm_head];
-            self.gemm.plan(&self.stream, shape, &head, b.gathered, b.logits)?;
-        }
-        self.gemm.keep_picks();
-        Ok(())
-    }
-
-    /// Launches the step that has been planned; its results go where `pending[index]` says.
-    fn run(&mut self, index: usize) -> Result<(), CudaError> {
-        let counts = self.plan.counts;
-        let key = GraphKey {
-            bucket: bucket(&self.buckets, counts.rows),
-            has_adapters: counts.first_adapted_tile < counts.tiles,
-            // More are computed in several rounds, behind the graph.
-            logits: bucket(&self.head_buckets, counts.logit_rows.min(LOGIT_ROWS)),
-        };
-        let is_whole = key.bucket <= MAX_GRAPH_ROWS && counts.logit_rows <= LOGIT_ROWS;
-        if is_whole {
-            self.replay(key)?;
-        } else {
-            self.forward(key).run()?;
-        }
-        for first in (0..counts.logit_rows).step_by(LOGIT_ROWS as usize) {
-            let count = (counts.logit_rows - first).min(LOGIT_ROWS);
-            if !is_whole {
-                self.forward(key).output(first, bucket(&self.head_buckets, count))?;
-            }
-            self.pending[index].copy_logits(&self.stream, &self.buffers, first, count)?;
-        }
-        let pending = &mut self.pending[index];
-        pending.copy_draws(&self.stream, &self.buffers)?;
-        pending.record(&self.stream)
-    }
-
-    /// Launches the graph of a step, recorded when its like first comes.
-    fn replay(&mut self, key: GraphKey) -> Result<(), CudaError> {
-        if let Some(graph) = self.graphs.get(&key) {
-            return graph.launch(&self.stream);
-        }
-        let forward = self.forward(key);
-        let graph = Graph::record(&self.device, &self.stream, || {
-            forward.run()?;
-            forward.output(0, key.logits)
-        })?;
-        graph.launch(&self.stream)?;
-        self.graphs.insert(key, graph);
-        Ok(())
-    }
-
-    fn forward(&self, key: GraphKey) -> Forward<'_> {
-        Forward {
-            kernels: &self.kernels,
-            gemm: &self.gemm,
-            weights: &self.weights,
-            buffers: &self.buffers,
-            plan: self.plan_memory.addresses(),
-            bucket: key.bucket,
-            has_adapters: key.has_adapters,
-            kv: self.arena.address(),
-            stream: &self.stream,
-            beside: &self.beside,
-        }
     }
 }
 
@@ -304,13 +250,10 @@ impl CudaBackend {
 fn open(config: &CudaConfig, head_dim: u32) -> Result<(Arc<Device>, Stream, Kernels), CudaError> {
     let device = Device::open(config.ordinal)?;
     let stream = device.stream()?;
-    let kernels = Kernels::load(&device, head_dim, config.cache.clone())?;
+    let target = Target { head_dim, precision: config.precision };
+    let kernels =
+        Kernels::load(&device, target, config.cache.clone(), config.kernel_sources.as_deref())?;
     Ok((device, stream, kernels))
-}
-
-/// The smallest bucket that holds the rows; the last one holds the largest step.
-fn bucket(buckets: &[u32], rows: u32) -> u32 {
-    buckets.iter().copied().find(|&bucket| bucket >= rows).unwrap_or(rows)
 }
 
 /// Bytes of a block's keys and values, all layers.
@@ -352,11 +295,11 @@ impl Backend for CudaBackend {
     }
 
     fn edits_logits(&self) -> bool {
-        false
+        true
     }
 
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
-        Arc::new(PinnedAllocator(self.device.clone()))
+        Arc::new(self.pinned.clone())
     }
 
     fn adapter_bytes(&self, header: &ArtifactHeader) -> u64 {

@@ -3,24 +3,30 @@
 
 use super::device::DevicePointer;
 use super::layout::{
-    AttentionItem, BLOCK_TOKENS, CombineItem, Draw, Group, NO_LOGPROBS, NOT_SPLIT, Row, StepCounts,
-    TILE_ROWS, TOP_LOGPROBS, Tile,
+    AttentionItem, BLOCK_TOKENS, DecodeItem, Draw, Edit, NO_LOGPROBS, Row, StepCounts, TILE_ROWS,
+    TOP_LOGPROBS, Tile,
 };
 use crate::backend::batch::SequenceId;
 use crate::backend::{
     AdapterSlot, BackendError, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
 };
+use crate::sampling::LogitEdit;
 use lorikeet_contract::BaseModelSpec;
 
 /// Parts of contexts that a step may be cut into; longer parts beyond.
 pub const MAX_PARTIALS: u32 = 4096;
-/// Tokens of the shortest part that a decode row's context is cut into.
-const SPLIT_TOKENS: u32 = 256;
+/// Parts of a single row's context are multiples of this: a block for each of four warps.
+const SPLIT_TOKENS: u32 = 64;
+/// The most that the longest context is cut into.
+const MOST_PARTS: u32 = 32;
+/// What a part takes beyond its tokens, in tokens.
+const PART_OVERHEAD: u32 = 64;
+/// Shorter chunks are taken row by row: a warp would otherwise walk through their context alone.
+const SINGLE_ROWS: u32 = 16;
 /// Rows of the matrix instructions of a prefill item: one tile for each of four warps.
 const PREFILL_ROWS: u32 = 4 * TILE_ROWS;
-/// The shrink's slices are multiples of this: 32 inputs for each of four warps.
-const SLICE_INPUTS: u32 = 128;
-const FULL_TILE_SLICES: u32 = 8;
+/// Thread blocks of the attention that a multiprocessor holds.
+const ATTENTION_BLOCKS: u32 = 4;
 
 /// What a plan must respect, constant for a backend.
 #[derive(Debug, Clone)]
@@ -47,11 +53,12 @@ pub struct StepPlan {
     pub rows: Vec<Row>,
     pub tiles: Vec<Tile>,
     pub attention: Vec<AttentionItem>,
-    pub combine: Vec<CombineItem>,
+    pub decode: Vec<DecodeItem>,
     pub blocks: Vec<u32>,
     /// Row of each logit, and what is done with it.
     pub logit_rows: Vec<u32>,
     pub draws: Vec<Draw>,
+    pub edits: Vec<Edit>,
     pub logits: Vec<LogitRow>,
     order: Vec<usize>,
 }
@@ -67,7 +74,7 @@ impl StepPlan {
         extent: impl Fn(AdapterSlot) -> Result<DevicePointer, BackendError>,
     ) -> Result<(), BackendError> {
         self.clear();
-        let split = split_tokens(batch);
+        let split = split_tokens(batch, limits);
         self.order.extend(0..batch.sequences.len());
         self.order.sort_by_key(|&index| batch.sequences[index].adapter);
         for place in 0..self.order.len() {
@@ -83,9 +90,9 @@ impl StepPlan {
             let adapter = sequence.adapter.map(&extent).transpose()?;
             self.add_tiles(first, adapter.unwrap_or(0));
             self.add_attention(sequence, first, &limits.spec, split);
-            self.add_logits(sequence, index, first);
+            self.add_logits(sequence, index, first, limits.spec.vocab_size);
         }
-        self.count(limits);
+        self.count();
         Ok(())
     }
 
@@ -93,10 +100,11 @@ impl StepPlan {
         self.rows.clear();
         self.tiles.clear();
         self.attention.clear();
-        self.combine.clear();
+        self.decode.clear();
         self.blocks.clear();
         self.logit_rows.clear();
         self.draws.clear();
+        self.edits.clear();
         self.logits.clear();
         self.order.clear();
     }
@@ -158,58 +166,43 @@ impl StepPlan {
         let blocks = self.blocks.len() as u32;
         self.blocks.extend(sequence.blocks.iter().map(|b| b.0));
         let rows = self.rows.len() as u32 - first;
-        let group = spec.num_heads / spec.num_kv_heads;
-        let whole = AttentionItem {
-            first_row: first,
-            rows,
-            position: sequence.position,
-            blocks,
-            kv_start: 0,
-            kv_end: sequence.position + rows,
-            partial: NOT_SPLIT,
-            shared: 1,
-        };
-        if rows == 1 {
-            self.add_decode(whole, split);
-        } else if rows * group <= TILE_ROWS {
-            self.attention.push(whole);
-        } else {
-            let tokens = PREFILL_ROWS / group;
-            for start in (0..rows).step_by(tokens as usize) {
-                let rows = tokens.min(rows - start);
-                let position = whole.position + start;
-                self.attention.push(AttentionItem {
-                    first_row: first + start,
-                    rows,
-                    position,
-                    kv_end: position + rows,
-                    shared: 0,
-                    ..whole
-                });
+        if rows <= SINGLE_ROWS {
+            for offset in 0..rows {
+                self.add_decode(first + offset, sequence.position + offset + 1, blocks, split);
             }
-        }
-    }
-
-    fn add_decode(&mut self, whole: AttentionItem, split: u32) {
-        let parts = whole.kv_end.div_ceil(split);
-        if parts == 1 {
-            self.attention.push(whole);
             return;
         }
-        let first_partial = self.combine.last().map_or(0, |c| c.first_partial + c.partials);
-        for part in 0..parts {
+        let tokens = PREFILL_ROWS / (spec.num_heads / spec.num_kv_heads);
+        for start in (0..rows).step_by(tokens as usize) {
             self.attention.push(AttentionItem {
-                kv_start: part * split,
-                kv_end: ((part + 1) * split).min(whole.kv_end),
-                partial: first_partial + part,
-                ..whole
+                first_row: first + start,
+                rows: tokens.min(rows - start),
+                position: sequence.position + start,
+                blocks,
             });
         }
-        let row = whole.first_row;
-        self.combine.push(CombineItem { row, first_partial, partials: parts, unused: 0 });
     }
 
-    fn add_logits(&mut self, sequence: &SequenceStep, index: usize, first: u32) {
+    fn add_decode(&mut self, row: u32, kv_end: u32, blocks: u32, split: u32) {
+        let partials = kv_end.div_ceil(split);
+        let last = self.decode.last();
+        let first_partial = last.map_or(0, |item| item.first_partial + item.partials);
+        let counter = last.map_or(0, |item| item.counter + 1);
+        for part in 0..partials {
+            self.decode.push(DecodeItem {
+                row,
+                blocks,
+                kv_start: part * split,
+                kv_end: ((part + 1) * split).min(kv_end),
+                partial: first_partial + part,
+                first_partial,
+                partials,
+                counter,
+            });
+        }
+    }
+
+    fn add_logits(&mut self, sequence: &SequenceStep, index: usize, first: u32, vocabulary: u32) {
         let last = self.rows.len() as u32 - 1;
         let all = sequence.logits == LogitsWanted::All;
         for row in if all { first } else { last }..=last {
@@ -218,63 +211,47 @@ impl StepPlan {
             let copy = all || is_last && sequence.logits == LogitsWanted::Last;
             if sample || copy {
                 self.logit_rows.push(row);
-                self.draws.push(draw(sequence.sample.as_ref().filter(|_| sample)));
+                let request = sequence.sample.as_ref().filter(|_| sample);
+                let first_edit = self.edits.len() as u32;
+                let edits = request.into_iter().flat_map(|r| &r.edits);
+                self.edits.extend(edits.filter(|e| e.token < vocabulary).map(edit));
+                let edits = self.edits.len() as u32 - first_edit;
+                self.draws.push(Draw { first_edit, edits, ..draw(request) });
                 self.logits.push(LogitRow { sequence: index, sample, copy });
             }
         }
     }
 
-    fn count(&mut self, limits: &Limits) {
+    fn count(&mut self) {
         let adapted = self.tiles.iter().position(|t| t.adapter != 0);
-        let first_adapted_tile = adapted.unwrap_or(self.tiles.len()) as u32;
-        let first_adapted_row = adapted.map_or(self.rows.len() as u32, |t| self.tiles[t].first_row);
-        let adapted_tiles = self.tiles.len() as u32 - first_adapted_tile;
-        let slices = Group::ALL.map(|group| {
-            let (_, inputs) = group.shape(&limits.spec);
-            let is_full = self.rows.len() as u32 - first_adapted_row > 4 * adapted_tiles;
-            slices(inputs, adapted_tiles, is_full, limits.multiprocessors)
-        });
         self.counts = StepCounts {
             rows: self.rows.len() as u32,
             tiles: self.tiles.len() as u32,
-            first_adapted_tile,
+            first_adapted_tile: adapted.unwrap_or(self.tiles.len()) as u32,
             attention_items: self.attention.len() as u32,
-            combine_items: self.combine.len() as u32,
+            decode_items: self.decode.len() as u32,
             logit_rows: self.logit_rows.len() as u32,
-            slices: slices.map(|(slices, _)| slices),
-            slice_length: slices.map(|(_, length)| length),
-            first_adapted_row,
-            adapted_rows: self.rows.len() as u32 - first_adapted_row,
         };
     }
 }
 
-/// Number and length of the shrink's slices: enough items for two thread blocks on each
-/// multiprocessor, where there are so many inputs. Full tiles get fewer, because one thread block
-/// sums the slices of all their rows.
-fn slices(inputs: u32, tiles: u32, is_full: bool, multiprocessors: u32) -> (u32, u32) {
-    let most = if is_full { FULL_TILE_SLICES } else { u32::MAX };
-    let wanted = (2 * multiprocessors / tiles.max(1)).clamp(1, most);
-    let length = inputs.div_ceil(wanted).next_multiple_of(SLICE_INPUTS);
-    (inputs.div_ceil(length), length)
-}
-
-/// Rows of f32 partial sums that the shrink needs at most: `slices * adapted rows`.
-pub fn max_partial_rows(max_rows: u32, multiprocessors: u32) -> u32 {
-    max_rows.max(2 * multiprocessors * TILE_ROWS)
-}
-
-/// Length of the parts that contexts are cut into: the shortest that keeps within
-/// [`MAX_PARTIALS`].
-fn split_tokens(batch: &StepBatch) -> u32 {
-    let mut split = SPLIT_TOKENS;
-    let parts = |split: u32| -> u32 {
-        batch.sequences.iter().map(|s| (s.position + 1).div_ceil(split)).sum()
+/// Length of the parts that contexts are cut into. All parts together take as many rounds as the
+/// device needs for them, each as long as a part: the shortest is best, as far as [`MAX_PARTIALS`]
+/// allows it.
+fn split_tokens(batch: &StepBatch, limits: &Limits) -> u32 {
+    let rows = |s: &SequenceStep| s.input.rows() as u32;
+    let single = || batch.sequences.iter().filter(|s| rows(s) <= SINGLE_ROWS);
+    let least: u32 = single().map(rows).sum();
+    let longest = single().map(|s| s.position + rows(s)).max().unwrap_or(1);
+    let at_once = limits.multiprocessors * ATTENTION_BLOCKS / limits.spec.num_kv_heads;
+    let cost = |split: u32| {
+        let parts: u32 = single().map(|s| rows(s) * (s.position + rows(s)).div_ceil(split)).sum();
+        let rounds = parts.div_ceil(at_once.max(1));
+        (parts > MAX_PARTIALS.max(least), u64::from(rounds) * u64::from(split + PART_OVERHEAD))
     };
-    while parts(split) > MAX_PARTIALS.max(batch.sequences.len() as u32) {
-        split *= 2;
-    }
-    split
+    let splits =
+        (1..=MOST_PARTS).map(|parts| longest.div_ceil(parts).next_multiple_of(SPLIT_TOKENS));
+    splits.min_by_key(|&split| cost(split)).unwrap_or(longest)
 }
 
 fn draw(request: Option<&SampleRequest>) -> Draw {
@@ -289,8 +266,12 @@ fn draw(request: Option<&SampleRequest>) -> Draw {
         output_index: request.output_index,
         logprobs: request.logprobs.map_or(NO_LOGPROBS, |n| u32::from(n).min(TOP_LOGPROBS)),
         wanted: 1,
-        unused: 0,
+        ..Draw::default()
     }
+}
+
+fn edit(edit: &LogitEdit) -> Edit {
+    Edit { token: edit.token, divisor: edit.divisor, add: edit.add, saved: 0.0 }
 }
 
 fn check(sequence: &SequenceStep, limits: &Limits) -> Result<(), BackendError> {

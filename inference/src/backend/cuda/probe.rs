@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 /// CUDA 13.0, as the driver counts.
 const LEAST_DRIVER: i32 = 13000;
-/// The first with bf16 matrix instructions.
-const LEAST_ARCH: u32 = 80;
+/// The first with clusters of thread blocks, launches that overlap, and products in e4m3.
+const LEAST_ARCH: u32 = 90;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {

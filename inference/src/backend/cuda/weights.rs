@@ -3,13 +3,34 @@
 
 use super::device::{Device, DeviceMemory, DevicePointer, Stream};
 use super::error::CudaError;
-use super::kernels::{Fill, Kernels};
+use super::kernels::{Fill, Kernels, Quantise, Start};
 use super::layout::Group;
 use crate::model::{Matrix, ModelConfig, ModelWeights};
+use lorikeet_contract::BaseModelSpec;
 use std::sync::Arc;
+
+/// How the layers' weights are kept. Embedding and output layer stay in bf16.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Precision {
+    #[default]
+    Bf16,
+    /// e4m3 with an f32 scale for each output, made from bf16 when the model is loaded; inputs of
+    /// their products get a scale for each row.
+    Fp8,
+}
+
+impl Precision {
+    pub fn bytes(self) -> u64 {
+        match self {
+            Precision::Bf16 => 2,
+            Precision::Fp8 => 1,
+        }
+    }
+}
 
 pub struct DeviceWeights {
     pub config: ModelConfig,
+    pub precision: Precision,
     /// `vocabulary x hidden`
     pub embedding: DevicePointer,
     pub layers: Vec<DeviceLayer>,
@@ -27,6 +48,8 @@ pub struct DeviceWeights {
 pub struct DeviceLayer {
     /// In the order of [`Group::ALL`].
     groups: [DevicePointer; 4],
+    /// f32, one for each output; for fp8 alone.
+    scales: [DevicePointer; 4],
     /// f32, `hidden`
     pub input_norm: DevicePointer,
     pub post_attention_norm: DevicePointer,
@@ -36,6 +59,11 @@ impl DeviceLayer {
     pub fn group(&self, group: Group) -> DevicePointer {
         self.groups[group as usize]
     }
+
+    /// 0 unless the weights are fp8.
+    pub fn scales(&self, group: Group) -> DevicePointer {
+        self.scales[group as usize]
+    }
 }
 
 /// Hands out addresses of one allocation, in order.
@@ -44,6 +72,8 @@ struct Cursor {
 }
 
 const ALIGN: u64 = 256;
+/// Widest row that the norm keeps in registers.
+const MAX_HIDDEN: u32 = 8192;
 
 impl Cursor {
     fn take(&mut self, bytes: u64) -> DevicePointer {
@@ -58,10 +88,12 @@ impl DeviceWeights {
     pub fn load(
         device: &Arc<Device>,
         stream: &Stream,
+        kernels: &Kernels,
         weights: &ModelWeights,
     ) -> Result<Self, CudaError> {
         weights.check_shapes().map_err(CudaError::Model)?;
-        let placed = Self::place(device, stream, &weights.config)?;
+        let placed = Self::place(device, stream, kernels, &weights.config)?;
+        let bf16 = Bf16Group::new(device, stream, kernels, &weights.config.spec)?;
         let copy = |to: DevicePointer, matrices: &[&Matrix]| {
             let mut at = to;
             for matrix in matrices {
@@ -79,7 +111,7 @@ impl DeviceWeights {
             for group in Group::ALL {
                 let parts: Vec<&Matrix> =
                     group.linears().iter().map(|&linear| layer.linear(linear)).collect();
-                copy(to.group(group), &parts)?;
+                bf16.fill(to, group, |place| copy(place, &parts))?;
             }
             // SAFETY: as above.
             unsafe { stream.upload(to.input_norm, &layer.input_norm) }?;
@@ -101,8 +133,9 @@ impl DeviceWeights {
         config: &ModelConfig,
         seed: u64,
     ) -> Result<Self, CudaError> {
-        let placed = Self::place(device, stream, config)?;
+        let placed = Self::place(device, stream, kernels, config)?;
         let spec = &config.spec;
+        let bf16 = Bf16Group::new(device, stream, kernels, spec)?;
         let (vocabulary, hidden) = (u64::from(spec.vocab_size), u64::from(spec.hidden_size));
         let mut next_seed = seed << 32;
         let mut fill = |out: DevicePointer, count: u64, inputs: u64| {
@@ -111,7 +144,7 @@ impl DeviceWeights {
             let arguments = Fill { out, count, seed: next_seed, scale };
             let blocks = kernels.blocks(u32::MAX, 16);
             // SAFETY: `place` reserved room for this many values.
-            unsafe { kernels.launch(stream, blocks, &arguments) }
+            unsafe { kernels.launch(stream, Start::Afterwards, blocks, &arguments) }
         };
         fill(placed.embedding, vocabulary * hidden, 3)?;
         if !config.tie_word_embeddings {
@@ -122,7 +155,7 @@ impl DeviceWeights {
             for group in Group::ALL {
                 let (outputs, inputs) = group.shape(spec);
                 let inputs = u64::from(inputs);
-                fill(layer.group(group), u64::from(outputs) * inputs, inputs)?;
+                bf16.fill(layer, group, |place| fill(place, u64::from(outputs) * inputs, inputs))?;
             }
             // SAFETY: `place` reserved room for them.
             unsafe { stream.upload(layer.input_norm, &ones) }?;
@@ -139,14 +172,16 @@ impl DeviceWeights {
     fn place(
         device: &Arc<Device>,
         stream: &Stream,
+        kernels: &Kernels,
         config: &ModelConfig,
     ) -> Result<Self, CudaError> {
         check_config(config)?;
+        let precision = kernels.target().precision;
         // Once without memory, to learn how much is needed.
         let mut dry = Cursor { next: 0 };
-        Addresses::take(&mut dry, config);
+        Addresses::take(&mut dry, config, precision);
         let memory = device.allocate("device memory for the model", dry.next)?;
-        let addresses = Addresses::take(&mut Cursor { next: memory.address() }, config);
+        let addresses = Addresses::take(&mut Cursor { next: memory.address() }, config, precision);
         let (head_dim, context) = (config.spec.head_dim, config.spec.context_length);
         let rope = config.rope.table(head_dim as usize, context as usize);
         // SAFETY: `take` reserved room for them.
@@ -156,6 +191,7 @@ impl DeviceWeights {
         stream.synchronize()?;
         Ok(Self {
             config: config.clone(),
+            precision,
             embedding: addresses.embedding,
             layers: addresses.layers,
             norm: addresses.norm,
@@ -164,6 +200,67 @@ impl DeviceWeights {
             sines: addresses.sines,
             _memory: memory,
         })
+    }
+}
+
+/// Where a group's weights are put as bf16: their own place, or one from which they are quantised.
+struct Bf16Group<'a> {
+    stream: &'a Stream,
+    kernels: &'a Kernels,
+    spec: &'a BaseModelSpec,
+    /// Room for the largest group; None: weights stay bf16.
+    detour: Option<DeviceMemory>,
+}
+
+impl<'a> Bf16Group<'a> {
+    fn new(
+        device: &Arc<Device>,
+        stream: &'a Stream,
+        kernels: &'a Kernels,
+        spec: &'a BaseModelSpec,
+    ) -> Result<Self, CudaError> {
+        let sizes = Group::ALL.map(|group| {
+            let (outputs, inputs) = group.shape(spec);
+            u64::from(outputs) * u64::from(inputs) * 2
+        });
+        let detour = match kernels.target().precision {
+            Precision::Bf16 => None,
+            Precision::Fp8 => {
+                let bytes = sizes.into_iter().max().unwrap_or(0);
+                Some(device.allocate("device memory for quantising", bytes)?)
+            }
+        };
+        Ok(Self { stream, kernels, spec, detour })
+    }
+
+    fn fill(
+        &self,
+        layer: &DeviceLayer,
+        group: Group,
+        put: impl FnOnce(DevicePointer) -> Result<(), CudaError>,
+    ) -> Result<(), CudaError> {
+        let Some(detour) = &self.detour else { return put(layer.group(group)) };
+        put(detour.address())?;
+        let (outputs, inputs) = group.shape(self.spec);
+        let quantise = Quantise {
+            step: 0,
+            x: detour.address(),
+            out: layer.group(group),
+            scales: layer.scales(group),
+            rows: outputs,
+            width: inputs,
+        };
+        let blocks = self.kernels.blocks(outputs, 8);
+        // SAFETY: the group's place and scales have room for its shape; what is put next into the
+        // detour follows on this stream.
+        unsafe { self.kernels.launch(self.stream, Start::Afterwards, blocks, &quantise) }
+    }
+}
+
+impl Drop for Bf16Group<'_> {
+    fn drop(&mut self) {
+        // The last group may still be on its way.
+        let _ = self.stream.synchronize();
     }
 }
 
@@ -177,7 +274,7 @@ struct Addresses {
 }
 
 impl Addresses {
-    fn take(cursor: &mut Cursor, config: &ModelConfig) -> Self {
+    fn take(cursor: &mut Cursor, config: &ModelConfig, precision: Precision) -> Self {
         let spec = &config.spec;
         let hidden = u64::from(spec.hidden_size);
         let table = u64::from(spec.vocab_size) * hidden * 2;
@@ -187,7 +284,11 @@ impl Addresses {
             .map(|_| DeviceLayer {
                 groups: Group::ALL.map(|group| {
                     let (outputs, inputs) = group.shape(spec);
-                    cursor.take(u64::from(outputs) * u64::from(inputs) * 2)
+                    cursor.take(u64::from(outputs) * u64::from(inputs) * precision.bytes())
+                }),
+                scales: Group::ALL.map(|group| match precision {
+                    Precision::Bf16 => 0,
+                    Precision::Fp8 => cursor.take(u64::from(group.shape(spec).0) * 4),
                 }),
                 input_norm: cursor.take(hidden * 4),
                 post_attention_norm: cursor.take(hidden * 4),
@@ -220,8 +321,11 @@ pub fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
     if spec.num_kv_heads == 0 || !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
         return refuse("its query heads are no multiple of its key heads");
     }
-    if spec.num_heads / spec.num_kv_heads > super::layout::TILE_ROWS {
-        return refuse("more than 16 query heads share a key head");
+    if spec.num_heads / spec.num_kv_heads > 8 {
+        return refuse("more than 8 query heads share a key head");
+    }
+    if spec.hidden_size > MAX_HIDDEN {
+        return refuse("its rows are wider than 8192");
     }
     let queries = spec.num_heads * spec.head_dim;
     let widths = [spec.hidden_size, spec.intermediate_size, queries];

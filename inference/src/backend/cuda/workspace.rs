@@ -3,9 +3,9 @@
 use super::device::{Device, DeviceMemory, DevicePointer, PinnedMemory, Stream};
 use super::error::CudaError;
 use super::layout::{
-    AttentionItem, CombineItem, Draw, Row, StepCounts, TOP_LOGPROBS, Tile, Z_STRIDE,
+    AttentionItem, DecodeItem, Draw, Edit, Row, StepCounts, TOP_LOGPROBS, Tile, Z_STRIDE,
 };
-use super::plan::{MAX_PARTIALS, StepPlan, max_partial_rows};
+use super::plan::{MAX_PARTIALS, StepPlan};
 use crate::backend::HostBuffer;
 use crate::backend::cuda::layout::Group;
 use lorikeet_contract::BaseModelSpec;
@@ -14,25 +14,30 @@ use std::sync::Arc;
 /// Rows that go through the output layer together: bounds the memory for logits.
 pub const LOGIT_ROWS: u32 = 256;
 
+/// Edits of logits that there is room for at first.
+const FIRST_EDITS: u64 = 4096;
+
 /// Activations.
 pub struct Buffers {
     /// f32, the residual stream.
     pub hidden: DevicePointer,
     /// Normalised rows, input of q,k,v and gate,up.
     pub x: DevicePointer,
+    /// The input of a product in e4m3, with a scale for each row.
+    pub x8: DevicePointer,
+    pub x_scales: DevicePointer,
     /// Output of a group's product.
     pub y: DevicePointer,
     /// `A x` of each row's adapter.
     pub z: DevicePointer,
-    /// f32 parts of `z`, and how many of a tile's are there.
-    pub partials: DevicePointer,
-    pub finished: DevicePointer,
     pub queries: DevicePointer,
     pub context: DevicePointer,
     pub activation: DevicePointer,
     /// f32 results of parts of contexts, with their maxima and sums.
     pub partial_out: DevicePointer,
     pub partial_sums: DevicePointer,
+    /// How many parts of a row's context are there, for each key head.
+    pub finished_parts: DevicePointer,
     /// Rows whose logits are wanted, and the logits of [`LOGIT_ROWS`] of them.
     pub gathered: DevicePointer,
     pub logits: DevicePointer,
@@ -54,7 +59,7 @@ impl Buffers {
         let hidden = u64::from(spec.hidden_size);
         let queries = u64::from(spec.num_heads * spec.head_dim);
         let widest = Group::ALL.iter().map(|g| u64::from(g.shape(spec).0)).max().unwrap_or(0);
-        let partial_rows = u64::from(max_partial_rows(max_rows, device.info.multiprocessors));
+        let longest = Group::ALL.iter().map(|g| u64::from(g.shape(spec).1)).max().unwrap_or(0);
         let z = u64::from(Z_STRIDE);
         let parts = u64::from(MAX_PARTIALS.max(max_rows)) * u64::from(spec.num_heads);
         let logit_rows = u64::from(LOGIT_ROWS.min(max_rows));
@@ -62,15 +67,16 @@ impl Buffers {
         let sizes = [
             rows * hidden * 4,
             rows * hidden * 2,
+            rows * longest,
+            rows * 4,
             rows * widest * 2,
             rows * z * 2,
-            partial_rows * z * 4,
-            rows * 4,
             rows * queries * 2,
             rows * queries * 2,
             rows * u64::from(spec.intermediate_size) * 2,
             parts * u64::from(spec.head_dim) * 4,
             parts * 8,
+            rows * u64::from(spec.num_kv_heads) * 4,
             logit_rows * hidden * 2,
             logit_rows * u64::from(spec.vocab_size) * 4,
             rows * 4,
@@ -86,11 +92,19 @@ impl Buffers {
             next += size.next_multiple_of(256);
             address
         });
-        let [hidden, x, y, z, partials, finished, queries, context, activation, ..] = addresses;
         let [
-            ..,
+            hidden,
+            x,
+            x8,
+            x_scales,
+            y,
+            z,
+            queries,
+            context,
+            activation,
             partial_out,
             partial_sums,
+            finished_parts,
             gathered,
             logits,
             tokens,
@@ -101,15 +115,16 @@ impl Buffers {
         Ok(Self {
             hidden,
             x,
+            x8,
+            x_scales,
             y,
             z,
-            partials,
-            finished,
             queries,
             context,
             activation,
             partial_out,
             partial_sums,
+            finished_parts,
             gathered,
             logits,
             tokens,
@@ -136,15 +151,16 @@ struct Sections {
     rows: u64,
     tiles: u64,
     attention: u64,
-    combine: u64,
+    decode: u64,
     logit_rows: u64,
     draws: u64,
+    edits: u64,
     blocks: u64,
     end: u64,
 }
 
 impl Sections {
-    fn new(max_rows: u32, block_entries: u64) -> Self {
+    fn new(max_rows: u32, edits: u64, block_entries: u64) -> Self {
         let rows = u64::from(max_rows);
         let mut next = size_of::<StepCounts>() as u64;
         let mut section = |count: u64, size: usize| {
@@ -155,13 +171,18 @@ impl Sections {
         Self {
             rows: section(rows, size_of::<Row>()),
             tiles: section(rows, size_of::<Tile>()),
-            attention: section(rows + u64::from(MAX_PARTIALS), size_of::<AttentionItem>()),
-            combine: section(rows, size_of::<CombineItem>()),
+            attention: section(rows, size_of::<AttentionItem>()),
+            decode: section(rows + u64::from(MAX_PARTIALS), size_of::<DecodeItem>()),
             logit_rows: section(rows, 4),
             draws: section(rows, size_of::<Draw>()),
+            edits: section(edits, size_of::<Edit>()),
             blocks: section(block_entries, 4),
             end: section(0, 1),
         }
+    }
+
+    fn edit_entries(&self) -> u64 {
+        (self.blocks - self.edits) / size_of::<Edit>() as u64
     }
 
     fn block_entries(&self) -> u64 {
@@ -176,9 +197,10 @@ pub struct PlanAddresses {
     pub rows: DevicePointer,
     pub tiles: DevicePointer,
     pub attention: DevicePointer,
-    pub combine: DevicePointer,
+    pub decode: DevicePointer,
     pub logit_rows: DevicePointer,
     pub draws: DevicePointer,
+    pub edits: DevicePointer,
     pub blocks: DevicePointer,
 }
 
@@ -190,7 +212,8 @@ impl PlanMemory {
         depth: usize,
     ) -> Result<Self, CudaError> {
         // Sequences may share blocks, so that there may be more entries than blocks: then it grows.
-        let sections = Sections::new(max_rows, u64::from(num_blocks) + u64::from(max_rows));
+        let entries = u64::from(num_blocks) + u64::from(max_rows);
+        let sections = Sections::new(max_rows, FIRST_EDITS, entries);
         Self::with_sections(device, sections, depth)
     }
 
@@ -208,7 +231,7 @@ impl PlanMemory {
         })
     }
 
-    /// Makes room for a plan's block table; true when all addresses have changed. Rare: waits for the
+    /// Makes room for a plan's edits and block table; true when all addresses have changed. Rare: waits for the
     /// device.
     pub fn reserve(
         &mut self,
@@ -216,12 +239,16 @@ impl PlanMemory {
         plan: &StepPlan,
         max_rows: u32,
     ) -> Result<bool, CudaError> {
-        let needed = plan.blocks.len() as u64;
-        if needed <= self.sections.block_entries() {
+        let (edits, blocks) = (plan.edits.len() as u64, plan.blocks.len() as u64);
+        let (most_edits, most_blocks) =
+            (self.sections.edit_entries(), self.sections.block_entries());
+        if edits <= most_edits && blocks <= most_blocks {
             return Ok(false);
         }
         stream.synchronize()?;
-        let sections = Sections::new(max_rows, needed * 2);
+        let grown = |needed: u64, have: u64| if needed > have { needed * 2 } else { have };
+        let sections =
+            Sections::new(max_rows, grown(edits, most_edits), grown(blocks, most_blocks));
         *self = Self::with_sections(&self.device, sections, self.staging.len())?;
         Ok(true)
     }
@@ -233,9 +260,10 @@ impl PlanMemory {
             rows: first + self.sections.rows,
             tiles: first + self.sections.tiles,
             attention: first + self.sections.attention,
-            combine: first + self.sections.combine,
+            decode: first + self.sections.decode,
             logit_rows: first + self.sections.logit_rows,
             draws: first + self.sections.draws,
+            edits: first + self.sections.edits,
             blocks: first + self.sections.blocks,
         }
     }
@@ -248,18 +276,22 @@ impl PlanMemory {
         index: usize,
     ) -> Result<(), CudaError> {
         let sections = self.sections;
-        let parts: [(u64, &[u8]); 8] = [
+        let parts: [(u64, &[u8]); 9] = [
             (0, bytemuck::bytes_of(&plan.counts)),
             (sections.rows, bytemuck::cast_slice(&plan.rows)),
             (sections.tiles, bytemuck::cast_slice(&plan.tiles)),
             (sections.attention, bytemuck::cast_slice(&plan.attention)),
-            (sections.combine, bytemuck::cast_slice(&plan.combine)),
+            (sections.decode, bytemuck::cast_slice(&plan.decode)),
             (sections.logit_rows, bytemuck::cast_slice(&plan.logit_rows)),
             (sections.draws, bytemuck::cast_slice(&plan.draws)),
+            (sections.edits, bytemuck::cast_slice(&plan.edits)),
             (sections.blocks, bytemuck::cast_slice(&plan.blocks)),
         ];
         let staging = self.staging[index].as_mut_slice();
         for (offset, bytes) in parts {
+            if bytes.is_empty() {
+                continue;
+            }
             let place = &mut staging[offset as usize..][..bytes.len()];
             place.copy_from_slice(bytes);
             // SAFETY: the section holds the bytes, and the staging memory is left alone until the

@@ -5,7 +5,7 @@ use super::lab::{Lab, Part, Random, batch, outcome, relative_error, to_f32};
 use super::{CheckError, Outcome};
 use crate::backend::StepBatch;
 use crate::backend::cuda::device::DeviceMemory;
-use crate::backend::cuda::kernels::{Attention, Combine};
+use crate::backend::cuda::kernels::{Attention, AttentionDecode, Start};
 use half::bf16;
 
 pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
@@ -48,37 +48,51 @@ fn run(
     lab.write(b.queries, &queries)?;
     lab.write(b.context, &vec![bf16::NAN; rows * width])?;
     let at = memory.addresses();
-    let arguments = Attention {
+    // Blocks count from the first one used, which is not 0.
+    let kv = kv.address().wrapping_sub(keys.first_block as u64 * keys.page as u64 * 2);
+    let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
+    let attention = Attention {
         step: at.counts,
         items: at.attention,
         block_table: at.blocks,
         queries: b.queries,
-        // Blocks count from the first one used, which is not 0.
-        kv: kv.address().wrapping_sub(keys.first_block as u64 * keys.page as u64 * 2),
+        kv,
         out: b.context,
-        partial_out: b.partial_out,
-        partial_sums: b.partial_sums,
         heads: spec.num_heads,
         kv_heads: spec.num_kv_heads,
         layer: 0,
         layers: 1,
-        scale: std::f32::consts::LOG2_E / (dim as f32).sqrt(),
+        scale,
     };
-    let combine = Combine {
+    let decode = AttentionDecode {
         step: at.counts,
-        items: at.combine,
+        items: at.decode,
+        block_table: at.blocks,
+        queries: b.queries,
+        kv,
+        out: b.context,
         partial_out: b.partial_out,
         partial_sums: b.partial_sums,
-        out: b.context,
+        finished: b.finished_parts,
         heads: spec.num_heads,
+        kv_heads: spec.num_kv_heads,
+        layer: 0,
+        layers: 1,
+        scale,
     };
-    let blocks = lab.kernels.blocks(plan.counts.attention_items * spec.num_kv_heads, 16);
-    let combine_blocks = lab.kernels.blocks(plan.counts.combine_items * spec.num_heads, 16);
+    let (chunks, singles) = (plan.counts.attention_items, plan.counts.decode_items);
     let launch = || {
-        // SAFETY: addresses are of the lab's buffers and of the cache made for this batch.
-        unsafe { lab.kernels.launch(&lab.stream, blocks, &arguments) }?;
-        // SAFETY: as above.
-        unsafe { lab.kernels.launch(&lab.stream, combine_blocks, &combine) }
+        if chunks > 0 {
+            let blocks = lab.kernels.blocks(chunks * spec.num_kv_heads, 2);
+            // SAFETY: addresses are of the lab's buffers and of the cache made for this batch.
+            unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &attention) }?;
+        }
+        if singles > 0 {
+            let blocks = lab.kernels.blocks(singles * spec.num_kv_heads, 16);
+            // SAFETY: as above.
+            unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &decode) }?;
+        }
+        Ok(())
     };
     launch()?;
     let out: Vec<bf16> = lab.read(b.context, rows * width)?;

@@ -6,7 +6,7 @@ use super::lab::{Lab, Random, relative_error, to_f32};
 use super::lora::PlannedStep;
 use crate::backend::cuda::device::DeviceMemory;
 use crate::backend::cuda::error::CudaError;
-use crate::backend::cuda::kernels::{Residual, RopeKv, SiluMul};
+use crate::backend::cuda::kernels::{Residual, RopeKv, Scales, SiluMul, Start};
 use crate::backend::cuda::layout::{Group, Z_STRIDE};
 use crate::backend::cuda::weights::DeviceWeights;
 use half::bf16;
@@ -17,6 +17,7 @@ pub struct Consumer<'a> {
     step: &'a PlannedStep<'a>,
     group: Group,
     weights: &'a DeviceWeights,
+    scales: Scales,
     /// KV blocks from the first that the step uses.
     kv: DeviceMemory,
     first_block: u32,
@@ -28,13 +29,14 @@ impl<'a> Consumer<'a> {
         step: &'a PlannedStep<'a>,
         group: Group,
         weights: &'a DeviceWeights,
+        scales: Scales,
     ) -> Result<Self, CudaError> {
         let blocks = || step.plan.rows.iter().map(|row| row.block);
         let first_block = blocks().min().unwrap_or(0);
         let count = blocks().max().unwrap_or(0) + 1 - first_block;
         let bytes = u64::from(count) * page(lab) as u64 * 2;
         let kv = lab.device.allocate("device memory for keys and values", bytes)?;
-        Ok(Self { lab, step, group, weights, kv, first_block })
+        Ok(Self { lab, step, group, weights, scales, kv, first_block })
     }
 
     /// Runs the kernel and compares with what these outputs, adapters included, give.
@@ -59,6 +61,7 @@ impl<'a> Consumer<'a> {
                     y: b.y,
                     z: b.z,
                     z_stride: Z_STRIDE,
+                    scales: self.scales,
                     cosines: self.weights.cosines,
                     sines: self.weights.sines,
                     queries: b.queries,
@@ -73,7 +76,7 @@ impl<'a> Consumer<'a> {
                 };
                 let blocks = lab.kernels.blocks((tiles * heads).div_ceil(4), 4);
                 // SAFETY: addresses are of the lab's buffers and of the blocks that the step uses.
-                unsafe { lab.kernels.launch(&lab.stream, blocks, &rope) }
+                unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &rope) }
             }
             Group::GateUp => {
                 let width = spec.intermediate_size;
@@ -83,13 +86,14 @@ impl<'a> Consumer<'a> {
                     y: b.y,
                     z: b.z,
                     z_stride: Z_STRIDE,
+                    scales: self.scales,
                     out: b.activation,
                     width,
                     layer: 0,
                 };
                 let blocks = lab.kernels.blocks((tiles * width / 64).div_ceil(4), 4);
                 // SAFETY: addresses are of the lab's buffers, made for more rows.
-                unsafe { lab.kernels.launch(&lab.stream, blocks, &silu) }
+                unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &silu) }
             }
             Group::Output | Group::Down => {
                 let width = spec.hidden_size;
@@ -99,6 +103,7 @@ impl<'a> Consumer<'a> {
                     y: b.y,
                     z: b.z,
                     z_stride: Z_STRIDE,
+                    scales: self.scales,
                     hidden: b.hidden,
                     width,
                     layer: 0,
@@ -106,7 +111,7 @@ impl<'a> Consumer<'a> {
                 };
                 let blocks = lab.kernels.blocks((tiles * width / 64).div_ceil(4), 4);
                 // SAFETY: as above.
-                unsafe { lab.kernels.launch(&lab.stream, blocks, &residual) }
+                unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &residual) }
             }
         }
     }

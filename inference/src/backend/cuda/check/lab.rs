@@ -5,7 +5,7 @@ use crate::backend::batch::SequenceId;
 use crate::backend::cuda::device::{Device, DeviceMemory, DevicePointer, Event, Stream};
 use crate::backend::cuda::error::CudaError;
 use crate::backend::cuda::graph::Graph;
-use crate::backend::cuda::kernels::{Fill, Kernels};
+use crate::backend::cuda::kernels::{Fill, Kernels, Start};
 use crate::backend::cuda::plan::{Limits, StepPlan};
 use crate::backend::cuda::workspace::{Buffers, PlanMemory};
 use crate::backend::cuda::{CudaConfig, open};
@@ -105,7 +105,7 @@ impl Lab {
     ) -> Result<Time, CudaError> {
         let nothing = Fill { out: 0, count: 0, seed: 0, scale: 0.0 };
         // SAFETY: of no values, none is written.
-        let idle = || unsafe { self.kernels.launch(&self.stream, 1, &nothing) };
+        let idle = || unsafe { self.kernels.launch(&self.stream, Start::Afterwards, 1, &nothing) };
         let microseconds = (self.median(launches)? - self.median(idle)?).max(0.0);
         Ok(Time { microseconds, floor_microseconds: bytes as f64 / BANDWIDTH * 1e6 })
     }
@@ -119,7 +119,14 @@ impl Lab {
             let out = self.flush.address();
             let fill = Fill { out, count: FLUSH / 2, seed, scale: 1.0 };
             // SAFETY: the flush memory is used here alone.
-            unsafe { self.kernels.launch(&self.stream, self.kernels.blocks(u32::MAX, 8), &fill) }?;
+            unsafe {
+                self.kernels.launch(
+                    &self.stream,
+                    Start::Afterwards,
+                    self.kernels.blocks(u32::MAX, 8),
+                    &fill,
+                )
+            }?;
             self.stream.record(&start)?;
             graph.launch(&self.stream)?;
             self.stream.record(&end)?;

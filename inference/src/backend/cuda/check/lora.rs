@@ -6,10 +6,10 @@ use super::lab::{Lab, Part, Random, batch, outcome, relative_error, to_f32};
 use super::{CheckError, Outcome};
 use crate::backend::cuda::adapters::Adapters;
 use crate::backend::cuda::device::DevicePointer;
-use crate::backend::cuda::kernels::{Kernels, LoraShrink};
+use crate::backend::cuda::kernels::{Kernels, LoraShrink, Scales, Start};
 use crate::backend::cuda::layout::{ExtentLayout, Group, Z_STRIDE};
 use crate::backend::cuda::plan::StepPlan;
-use crate::backend::cuda::weights::DeviceWeights;
+use crate::backend::cuda::weights::{DeviceWeights, Precision};
 use crate::backend::cuda::workspace::PlanAddresses;
 use crate::backend::cuda::{CudaConfig, open};
 use crate::backend::{AdapterSlot, HostAdapter, UploadDone};
@@ -79,6 +79,15 @@ pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckErro
     dora.check(&Pattern::Uniform.parts(32), "uniform 32", report)
 }
 
+/// What differs with 8-bit weights: scales in every kernel that reads products.
+pub fn check_briefly(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
+    let mixed = Bench::new(lab, "fp8, mixed ranks", |index| {
+        ([4, 16, 64][index as usize % 3], Dtype::BF16, index % 4 == 0)
+    })?;
+    mixed.check(&Pattern::Distinct.parts(32), "distinct 32", report)?;
+    mixed.check(&Pattern::Skewed.parts(50), "skewed 50", report)
+}
+
 /// Adapters on the device, and their tensors on the host.
 struct Bench<'a> {
     lab: &'a Lab,
@@ -97,7 +106,11 @@ impl<'a> Bench<'a> {
         name: &str,
         kind: impl Fn(u32) -> (u32, Dtype, bool),
     ) -> Result<Self, CheckError> {
-        let config = CudaConfig { ordinal: lab.device.info.ordinal, ..CudaConfig::default() };
+        let config = CudaConfig {
+            ordinal: lab.device.info.ordinal,
+            precision: lab.kernels.target().precision,
+            ..CudaConfig::default()
+        };
         let (_, _, kernels) = open(&config, lab.spec.head_dim)?;
         let kernels: Arc<Kernels> = Arc::new(kernels);
         let weights = Arc::new(DeviceWeights::dummy(
@@ -175,14 +188,18 @@ impl<'a> Bench<'a> {
         // What a group without adapters leaves behind must not be read.
         lab.write(b.z, &vec![bf16::NAN; rows * Z_STRIDE as usize])?;
         let shrink = shrink(step, group, x_memory.address(), inputs, b);
-        let tiles = step.plan.counts.tiles - step.plan.counts.first_adapted_tile;
-        let items = tiles * step.plan.counts.slices[group as usize];
-        let blocks = lab.kernels.blocks(items, 4);
+        let grid = lab.kernels.shrink_grid(rows as u32);
         // SAFETY: addresses are of the lab's buffers, made for more rows.
-        let launch_shrink = || unsafe { lab.kernels.launch(&lab.stream, blocks, &shrink) };
+        let launch_shrink =
+            || unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, grid, &shrink) };
         launch_shrink()?;
-        let adapted = self.adapted(step, group, &x, &y);
-        let consumer = Consumer::new(lab, step, group, &self.weights)?;
+        let host_scales = HostScales::new(lab, rows, outputs as usize);
+        let outputs_memory = lab.memory(&host_scales.outputs)?;
+        lab.write(b.x_scales, &host_scales.rows)?;
+        let scales = Scales { rows: b.x_scales, outputs: outputs_memory.address() };
+        let products = host_scales.apply(&y);
+        let adapted = self.adapted(step, group, &x, products);
+        let consumer = Consumer::new(lab, step, group, &self.weights, scales)?;
         let (kernel, error) = consumer.check(&adapted)?;
         let (a_bytes, b_bytes) = self.bytes(step, group);
         let case = format!("{} {} {group:?} {pattern}", lab.spec.id, self.name);
@@ -210,11 +227,10 @@ impl<'a> Bench<'a> {
     }
 
     /// `(y + scale B A x) gain` of every row, on the host.
-    fn adapted(&self, step: &PlannedStep, group: Group, x: &[bf16], y: &[bf16]) -> Vec<f32> {
+    fn adapted(&self, step: &PlannedStep, group: Group, x: &[bf16], mut out: Vec<f32>) -> Vec<f32> {
         let spec = &self.lab.spec;
         let (outputs, inputs) = group.shape(spec);
         let (outputs, inputs) = (outputs as usize, inputs as usize);
-        let mut out = to_f32(y);
         for tile in &step.plan.tiles {
             let Some(index) = self.extents.iter().position(|e| *e == tile.adapter) else {
                 continue;
@@ -263,6 +279,9 @@ impl<'a> Bench<'a> {
             let Some(group) = group else { continue };
             // The first rows suffice: each thread block has 8.
             let rows = 40;
+            if self.weights.precision == Precision::Fp8 {
+                continue;
+            }
             let first = u64::from(group.first_output(spec, m.linear)) * inputs as u64 * 2;
             let from = self.weights.layers[0].group(group) + first;
             let w: Vec<bf16> = self.lab.read(from, rows * inputs)?;
@@ -283,6 +302,29 @@ impl<'a> Bench<'a> {
             report(outcome("dora_gain", case, error, 1e-4, None));
         }
         Ok(())
+    }
+}
+
+/// What products with 8-bit weights leave out; ones otherwise.
+struct HostScales {
+    rows: Vec<f32>,
+    outputs: Vec<f32>,
+}
+
+impl HostScales {
+    fn new(lab: &Lab, rows: usize, outputs: usize) -> Self {
+        let mut random = Random::new(10);
+        let mut some = |count: usize| match lab.kernels.target().precision {
+            Precision::Bf16 => vec![1.0; count],
+            Precision::Fp8 => (0..count).map(|_| 1.0 + random.float(0.5)).collect(),
+        };
+        Self { rows: some(rows), outputs: some(outputs) }
+    }
+
+    fn apply(&self, y: &[bf16]) -> Vec<f32> {
+        let width = self.outputs.len();
+        let scale = |i: usize| self.rows[i / width] * self.outputs[i % width];
+        y.iter().enumerate().map(|(i, v)| v.to_f32() * scale(i)).collect()
     }
 }
 
@@ -324,8 +366,6 @@ fn shrink(
         inputs,
         z: b.z,
         z_stride: Z_STRIDE,
-        partials: b.partials,
-        finished: b.finished,
         layer: 0,
         group: group as u32,
         first_linear: group.linears()[0].index() as u32,

@@ -3,10 +3,13 @@
 
 mod adapter;
 mod attention;
+mod churn;
 mod expand;
+mod kit;
 mod lab;
 mod lora;
 mod model;
+mod products;
 mod rows;
 mod sample;
 
@@ -14,7 +17,7 @@ pub use adapter::{AdapterShape, random_adapter};
 pub use lab::Random;
 pub use model::random_model;
 
-use super::{CudaConfig, CudaError};
+use super::{CudaConfig, CudaError, Precision};
 use crate::backend::BackendError;
 use lab::Lab;
 use lorikeet_contract::{BaseModelSpec, WeightsDigest};
@@ -57,11 +60,17 @@ pub enum CheckError {
 /// Checks each kernel by itself. Outcomes are reported as they come.
 pub fn kernels(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
     for spec in [llama_8b(1), smollm2(1)] {
-        let lab = Lab::open(config, spec)?;
+        let lab = Lab::open(config, spec.clone())?;
         rows::check(&lab, report)?;
+        products::check(&lab, report)?;
         lora::check(&lab, report)?;
         attention::check(&lab, report)?;
         sample::check(&lab, report)?;
+        drop(lab);
+        let fp8 = CudaConfig { precision: Precision::Fp8, ..config.clone() };
+        let lab = Lab::open(&fp8, spec)?;
+        rows::check(&lab, report)?;
+        lora::check_briefly(&lab, report)?;
     }
     Ok(())
 }
@@ -71,10 +80,13 @@ pub fn models(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<()
     let small = BaseModelSpec { vocab_size: 2048, ..smollm2(30) };
     let large = BaseModelSpec { vocab_size: 2048, ..llama_8b(2) };
     for spec in [small, large] {
-        model::check(config, spec, report)?;
+        model::check(config, spec.clone(), report)?;
+        churn::check(config, spec, report)?;
     }
     Ok(())
 }
+
+pub use kit::check as kit;
 
 /// Llama-3.1-8B's shapes.
 pub fn llama_8b(num_layers: u32) -> BaseModelSpec {

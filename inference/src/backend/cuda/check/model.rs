@@ -32,7 +32,7 @@ pub fn check(
     let config = CudaConfig {
         kv_tokens: Some(4096),
         adapter_bytes: 4 << 30,
-        max_rows: 512,
+        max_rows: Some(512),
         ..config.clone()
     };
     let mut driver = Driver { backend: CudaBackend::new(&weights, config)?, step: 0 };
@@ -200,7 +200,7 @@ impl Driver {
 }
 
 /// One of each kind that is served, every rank another.
-fn adapters(spec: &BaseModelSpec) -> Vec<Arc<HostAdapter>> {
+pub fn adapters(spec: &BaseModelSpec) -> Vec<Arc<HostAdapter>> {
     let all = Linear::ALL.to_vec();
     let attention = vec![Linear::QProj, Linear::KProj, Linear::VProj, Linear::OProj];
     let shape = |rank, linears: &[Linear], dora, dtype| AdapterShape {
@@ -217,8 +217,27 @@ fn adapters(spec: &BaseModelSpec) -> Vec<Arc<HostAdapter>> {
         shape(8, &all, true, Dtype::F32),
         shape(128, &[Linear::DownProj, Linear::VProj], false, Dtype::BF16),
         shape(1, &[Linear::QProj, Linear::UpProj], false, Dtype::F32),
+        shape(32, &all, true, Dtype::BF16),
     ];
-    (1..).zip(&shapes).map(|(seed, s)| Arc::new(random_adapter(spec, s, seed))).collect()
+    let plain = (1..).zip(&shapes).map(|(seed, s)| random_adapter(spec, s, seed));
+    plain.chain([patterned(spec)]).map(Arc::new).collect()
+}
+
+/// Ranks and scales that differ from module to module, as rank and alpha patterns and rsLoRA give.
+fn patterned(spec: &BaseModelSpec) -> HostAdapter {
+    let shape =
+        AdapterShape { rank: 24, linears: Linear::ALL.to_vec(), dora: false, dtype: Dtype::BF16 };
+    let mut adapter = random_adapter(spec, &shape, 99);
+    for module in &mut adapter.header.modules {
+        let place = module.layer as usize + module.linear.index();
+        // Fewer ranks: the first rows of A; a B of as many values is another one, but as random.
+        let rank = [24, 8, 5, 16][place % 4];
+        module.a.bytes = u64::from(rank * module.in_features) * 2;
+        module.b.bytes = u64::from(rank * module.out_features) * 2;
+        module.rank = rank;
+        module.scale = 8.0 / (rank as f32).sqrt() / 4.0;
+    }
+    adapter
 }
 
 /// Weights of the size that keeps activations in range.

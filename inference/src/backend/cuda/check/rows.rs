@@ -2,7 +2,7 @@
 
 use super::lab::{Lab, Part, Random, batch, outcome, relative_error, to_f32};
 use super::{CheckError, Outcome};
-use crate::backend::cuda::kernels::{Embed, Gather, RmsNorm};
+use crate::backend::cuda::kernels::{Embed, Gather, RmsNorm, Scales, Start};
 use half::bf16;
 
 const EPS: f32 = 1e-5;
@@ -34,7 +34,9 @@ fn embed(lab: &Lab, rows: u32, report: &mut dyn FnMut(Outcome)) -> Result<(), Ch
         width: width as u32,
     };
     // SAFETY: addresses are of the lab's buffers, made for more rows.
-    unsafe { lab.kernels.launch(&lab.stream, lab.kernels.blocks(rows, 8), &arguments) }?;
+    unsafe {
+        lab.kernels.launch(&lab.stream, Start::Afterwards, lab.kernels.blocks(rows, 8), &arguments)
+    }?;
     let out: Vec<f32> = lab.read(b.hidden, rows as usize * width)?;
     let expected: Vec<f32> = plan
         .rows
@@ -55,7 +57,7 @@ fn embed(lab: &Lab, rows: u32, report: &mut dyn FnMut(Outcome)) -> Result<(), Ch
         count: 1,
     };
     // SAFETY: as above.
-    unsafe { lab.kernels.launch(&lab.stream, 1, &arguments) }?;
+    unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, 1, &arguments) }?;
     let out: Vec<bf16> = lab.read(b.gathered, width)?;
     let expected = &table[(rows as usize - 1) * width..][..width];
     let case = format!("{} {rows} rows", lab.spec.id);
@@ -82,18 +84,26 @@ fn norm(
     let b = &lab.buffers;
     lab.write(b.hidden, &hidden)?;
     lab.write(b.y, &y)?;
+    // Ones: what scales do is checked with the adapters.
+    lab.write(b.x_scales, &vec![1f32; rows as usize])?;
+    let ones = lab.memory(&vec![1f32; width])?;
     let arguments = RmsNorm {
         step: memory.addresses().counts,
         hidden: b.hidden,
         y: if adds { b.y } else { 0 },
+        scales: Scales { rows: b.x_scales, outputs: ones.address() },
         weight: weight_memory.address(),
         x: b.x,
+        x8: b.x8,
+        // Not where the product's own scales are, so that the kernel may run again.
+        x_scales: b.partial_sums,
         width: width as u32,
         eps: EPS,
     };
     let blocks = lab.kernels.blocks(rows, 8);
     // SAFETY: addresses are of the lab's buffers, made for more rows.
-    let launch = || unsafe { lab.kernels.launch(&lab.stream, blocks, &arguments) };
+    let launch =
+        || unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &arguments) };
     launch()?;
     let out: Vec<bf16> = lab.read(b.x, count)?;
     let mut expected = Vec::with_capacity(count);

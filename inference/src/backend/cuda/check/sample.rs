@@ -3,9 +3,9 @@
 use super::lab::{Lab, Part, Random, batch, outcome};
 use super::{CheckError, Outcome};
 use crate::backend::SampleRequest;
-use crate::backend::cuda::kernels::Sample;
+use crate::backend::cuda::kernels::{Sample, Start};
 use crate::backend::cuda::layout::TOP_LOGPROBS;
-use crate::sampling::{Sampler, SamplingParams, log_probs};
+use crate::sampling::{LogitEdit, Sampler, SamplingParams, log_probs};
 
 pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
     let plain = SamplingParams::default();
@@ -18,9 +18,11 @@ pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckErro
         ("all", SamplingParams { temperature: 1.3, top_k: 500, top_p: 0.8, min_p: 0.02, seed: 0 }),
     ];
     for (name, params) in kinds {
-        run(lab, name, &params, report)?;
+        run(lab, name, &params, 0, report)?;
     }
-    Ok(())
+    let edited = SamplingParams { temperature: 0.9, ..plain.clone() };
+    run(lab, "edited", &edited, 300, report)?;
+    run(lab, "edited, top-p", &SamplingParams { top_p: 0.9, ..plain }, 300, report)
 }
 
 /// 64 rows. The error is the share of rows with another token, or the largest distance of a log
@@ -29,6 +31,7 @@ fn run(
     lab: &Lab,
     name: &str,
     params: &SamplingParams,
+    edits: u64,
     report: &mut dyn FnMut(Outcome),
 ) -> Result<(), CheckError> {
     const ROWS: usize = 64;
@@ -39,7 +42,13 @@ fn run(
     for (index, sequence) in (0..).zip(&mut batch.sequences) {
         let params = SamplingParams { seed: random.bits(), ..params.clone() };
         let logprobs = Some(if index % 2 == 0 { 5 } else { 0 });
-        let edits = Vec::new();
+        let step = u64::from(lab.spec.vocab_size) / edits.max(1);
+        let edit = |i: u64| LogitEdit {
+            token: (i * step + random.below(step)) as u32,
+            divisor: 1.0 + random.float(0.3).abs(),
+            add: if i % 7 == 0 { f32::NEG_INFINITY } else { random.float(6.0) },
+        };
+        let edits = (0..edits).map(edit).collect();
         sequence.sample = Some(SampleRequest { params, output_index: index, edits, logprobs });
     }
     // A few coarse values, so that there are ties, on top of what falls off as in a language model.
@@ -55,6 +64,7 @@ fn run(
     let arguments = Sample {
         step: memory.addresses().counts,
         draws: memory.addresses().draws,
+        edits: memory.addresses().edits,
         logits: b.logits,
         vocabulary: vocabulary as u32,
         first: 0,
@@ -65,7 +75,8 @@ fn run(
         top_logprobs: b.top_logprobs,
     };
     // SAFETY: addresses are of the lab's buffers, made for more rows.
-    let launch = || unsafe { lab.kernels.launch(&lab.stream, ROWS as u32, &arguments) };
+    let launch =
+        || unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, ROWS as u32, &arguments) };
     launch()?;
     let tokens: Vec<u32> = lab.read(b.tokens, ROWS)?;
     let logprobs: Vec<f32> = lab.read(b.logprobs, ROWS)?;
@@ -78,7 +89,9 @@ fn run(
     for (row, draw) in plan.draws.iter().enumerate() {
         let logits = &logits[row * vocabulary..][..vocabulary];
         let params = SamplingParams { seed: draw.seed, ..params.clone() };
-        let expected = sampler.draw(logits, &params, draw.output_index);
+        let edits = batch.sequences[row].sample.iter().flat_map(|s| s.edits.clone());
+        let edits: Vec<LogitEdit> = edits.collect();
+        let expected = sampler.draw_edited(logits, &edits, &params, draw.output_index);
         others += usize::from(tokens[row] != expected);
         let (logprob, likeliest) = log_probs(logits, tokens[row], draw.logprobs as u8);
         distance = distance.max(f64::from((logprob - logprobs[row]).abs()));

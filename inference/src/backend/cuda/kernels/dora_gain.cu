@@ -1,11 +1,17 @@
 // DoRA (Liu et al., 2024, section 4.1): gain[i] = magnitude[i] / norm of row i of W + scale B A.
 // Once for each upload.
 
+#if WEIGHT_BITS == 8
+typedef unsigned char Weight;
+#else
+typedef u16 Weight;
+#endif
+
 #define ROWS 8
 #define MAX_RANK 512
 
 extern "C" __global__ void __launch_bounds__(256) dora_gain(
-    const u16* w, const u16* a, const u16* b, const float* magnitude, float* gain, u32 outputs,
+    const Weight* w, const float* w_scales, const u16* a, const u16* b, const float* magnitude, float* gain, u32 outputs,
     u32 inputs, u32 rank, float scale) {
     __shared__ float own_b[ROWS][MAX_RANK];
     __shared__ float sums[ROWS][8];
@@ -20,9 +26,16 @@ extern "C" __global__ void __launch_bounds__(256) dora_gain(
         float left[ROWS], right[ROWS];
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            const u32 pair = first + r < outputs ? *(const u32*)(w + (u64)(first + r) * inputs + k) : 0;
-            left[r] = low(pair);
-            right[r] = high(pair);
+            const bool exists = first + r < outputs;
+            const Weight* from = w + (u64)(exists ? first + r : first) * inputs + k;
+#if WEIGHT_BITS == 8
+            const float w_scale = exists ? w_scales[first + r] : 0.0f;
+            left[r] = w_scale * e4m3_to_float(from[0]);
+            right[r] = w_scale * e4m3_to_float(from[1]);
+#else
+            left[r] = exists ? to_float(from[0]) : 0.0f;
+            right[r] = exists ? to_float(from[1]) : 0.0f;
+#endif
         }
         for (u32 j = 0; j < rank; ++j) {
             const u32 pair = *(const u32*)(a + (u64)j * inputs + k);

@@ -3,6 +3,8 @@
 // hidden[row] = table[token of row]
 extern "C" __global__ void __launch_bounds__(128) embed(
     const Step* step, const Row* rows, const u32* sampled, const u16* table, float* hidden, u32 width) {
+    wait_for_previous();
+    let_next_start();
     for (u32 r = blockIdx.x; r < step->rows; r += gridDim.x) {
         const int named = rows[r].token;
         const u32 token = named >= 0 ? (u32)named : sampled[-1 - named];
@@ -20,6 +22,8 @@ extern "C" __global__ void __launch_bounds__(128) embed(
 // out[i] = x[row of logit i], for `count` logits from `first` on
 extern "C" __global__ void __launch_bounds__(128) gather(
     const Step* step, const u32* logit_rows, const u16* x, u16* out, u32 width, u32 first, u32 count) {
+    wait_for_previous();
+    let_next_start();
     for (u32 i = blockIdx.x; i < count && first + i < step->logit_rows; i += gridDim.x) {
         const u16* in = x + (u64)logit_rows[first + i] * width;
         for (u32 c = threadIdx.x * 8; c < width; c += blockDim.x * 8) {

@@ -1,61 +1,125 @@
 // z[row] = A x[row] for the linears of a group that read the same x.
 //
-// One item is a tile of rows and a slice of the inputs; the last item of a tile to finish sums the
-// slices, always in the same order, so that the result does not depend on timing.
+// A cluster of thread blocks takes a tile of rows; each block sums a slice of the inputs, and the
+// blocks then read each other's shared memory and add the slices, always in the same order, so that
+// the result does not depend on timing. The first of A is on its way before the kernel before, which
+// writes x, has ended.
 
-#define WARPS 4
-// Tiles of 8 ranks summed at a time.
+#define WARPS 8
+// Tiles of 8 ranks summed at a time, at most.
 #define RANK_TILES 6
-// Pieces of 32 inputs that a warp loads at a time.
-#define CHUNKS 2
+#define RANKS (RANK_TILES * 8)
+// Pieces of A that a lane has under way.
+#define PIECES 12
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) lora_shrink(
-    const Step* step, const Tile* tiles, const u16* x, u32 inputs, u16* z, u32 z_stride,
-    float* partials, u32* finished, u32 layer, u32 group, u32 first_linear, u32 linears) {
+__device__ __forceinline__ u32 cluster_rank() {
+    u32 v;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v));
+    return v;
+}
+
+__device__ __forceinline__ u32 cluster_blocks() {
+    u32 v;
+    asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v));
+    return v;
+}
+
+// What was written to shared memory before is seen by all blocks of the cluster afterwards.
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// The value at the same place of another block's shared memory.
+__device__ __forceinline__ float load_from(u32 block, const float* own) {
+    float v;
+    asm volatile(
+        "{.reg .u32 there;\nmapa.shared::cluster.u32 there, %1, %2;\nld.shared::cluster.f32 %0, [there];}"
+        : "=f"(v)
+        : "r"((u32)__cvta_generic_to_shared(own)), "r"(block)
+        : "memory");
+    return v;
+}
+
+// A turn's part of the sum: up to RANKS ranks, over this block's inputs.
+struct Slice {
+    const u16* a; // this lane's first value of rank g
+    u32 ranks;    // from the first of this turn on
+    u32 inputs;   // of a row of A
+    u32 start, end;
+    const u16 *upper_x, *lower_x; // null: no such row
+};
+
+template <int T>
+__device__ __forceinline__ void load(uint4 (&pieces)[PIECES], const Slice& slice, u32 k) {
+    const u32 g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) {
+        const u32 tile = i % T, at = k + i / T * WARPS * 32;
+        const bool wanted = 8 * tile + g < slice.ranks && at < slice.end;
+        pieces[i] = wanted ? __ldcs((const uint4*)(slice.a + (u64)8 * tile * slice.inputs + at)) : zero16();
+    }
+}
+
+// The sums of T tiles of ranks. `wait`: x may not be there yet.
+template <int T>
+__device__ __forceinline__ void sum_tiles(float (&acc)[RANK_TILES][4], const Slice& slice, bool wait) {
+    u32 k = slice.start + threadIdx.x / 32 * 32 + 8 * (threadIdx.x % 4);
+    uint4 pieces[PIECES];
+    load<T>(pieces, slice, k);
+    if (wait) {
+        wait_for_previous();
+    }
+#pragma unroll 1
+    while (k < slice.end) {
+        uint4 upper[PIECES / T], lower[PIECES / T];
+#pragma unroll
+        for (int c = 0; c < PIECES / T; ++c) {
+            const u32 at = k + c * WARPS * 32;
+            upper[c] = slice.upper_x != nullptr && at < slice.end ? *(const uint4*)(slice.upper_x + at) : zero16();
+            lower[c] = slice.lower_x != nullptr && at < slice.end ? *(const uint4*)(slice.lower_x + at) : zero16();
+        }
+#pragma unroll
+        for (int i = 0; i < PIECES; ++i) {
+            mma32(acc[i % T], upper[i / T], lower[i / T], pieces[i]);
+        }
+        k += PIECES / T * WARPS * 32;
+        load<T>(pieces, slice, k);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) lora_shrink(
+    const Step* step, const Tile* tiles, const u16* x, u32 inputs, u16* z, u32 z_stride, u32 layer,
+    u32 group, u32 first_linear, u32 linears) {
     __shared__ float sums[WARPS][RANK_TILES * 4][32];
-    __shared__ bool is_last;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-    const u32 slices = step->slices[group], length = step->slice_length[group];
-    const u32 items = (step->tiles - step->first_adapted_tile) * slices;
-    for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
-        const u32 tile_index = step->first_adapted_tile + item / slices, slice = item % slices;
-        const Tile tile = tiles[tile_index];
+    __shared__ float own[TILE_ROWS][RANKS];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
+    const u32 rank_in_cluster = cluster_rank(), blocks = cluster_blocks();
+    // Whole steps of all warps.
+    const u32 length = (inputs + blocks * WARPS * 32 - 1) / (blocks * WARPS * 32) * (WARPS * 32);
+    const u32 start = rank_in_cluster * length, end = min(start + length, inputs);
+    bool is_first = true;
+    let_next_start();
+    for (u32 index = step->first_adapted_tile + blockIdx.x / blocks; index < step->tiles; index += gridDim.x / blocks) {
+        const Tile tile = tiles[index];
         const AdapterLayer* adapter = (const AdapterLayer*)tile.adapter + layer;
         const u32 ranks = adapter->groups[group].ranks;
-        if (ranks == 0) {
-            continue;
-        }
-        const u16* a = (const u16*)(tile.adapter + adapter->groups[group].a);
+        const u16* a = (const u16*)(tile.adapter + adapter->groups[group].a) + (u64)g * inputs;
         const u16* upper_x = x + (u64)(tile.first_row + g) * inputs;
         const u16* lower_x = upper_x + (u64)8 * inputs;
-        const bool has_upper = g < tile.rows, has_lower = g + 8 < tile.rows;
-        const u32 start = slice * length, end = min(start + length, inputs);
-        for (u32 first = 0; first < ranks; first += RANK_TILES * 8) {
+#pragma unroll 1
+        for (u32 first = 0; first < ranks; first += RANKS) {
+            const Slice slice = {
+                a + (u64)first * inputs, ranks - first, inputs, start, end,
+                g < tile.rows ? upper_x : nullptr, g + 8 < tile.rows ? lower_x : nullptr};
             float acc[RANK_TILES][4] = {};
-            for (u32 k = start + warp * 32 + 8 * q; k < end; k += CHUNKS * WARPS * 32) {
-                // All loads first: one after the other they would wait for memory each time.
-                uint4 upper[CHUNKS], lower[CHUNKS], b[CHUNKS][RANK_TILES];
-#pragma unroll
-                for (int c = 0; c < CHUNKS; ++c) {
-                    const u32 at = k + c * WARPS * 32;
-                    const bool exists = at < end;
-                    upper[c] = has_upper && exists ? *(const uint4*)(upper_x + at) : zero16();
-                    lower[c] = has_lower && exists ? *(const uint4*)(lower_x + at) : zero16();
-#pragma unroll
-                    for (int t = 0; t < RANK_TILES; ++t) {
-                        const u32 rank = first + 8 * t + g;
-                        const bool wanted = rank < ranks && exists;
-                        b[c][t] = wanted ? *(const uint4*)(a + (u64)rank * inputs + at) : zero16();
-                    }
-                }
-#pragma unroll
-                for (int c = 0; c < CHUNKS; ++c) {
-#pragma unroll
-                    for (int t = 0; t < RANK_TILES; ++t) {
-                        mma32(acc[t], upper[c], lower[c], b[c][t]);
-                    }
-                }
+            if (slice.ranks <= 16) {
+                sum_tiles<2>(acc, slice, is_first);
+            } else if (slice.ranks <= 32) {
+                sum_tiles<4>(acc, slice, is_first);
+            } else {
+                sum_tiles<6>(acc, slice, is_first);
             }
+            is_first = false;
 #pragma unroll
             for (int t = 0; t < RANK_TILES; ++t) {
 #pragma unroll
@@ -64,52 +128,48 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) lora_shrink(
                 }
             }
             __syncthreads();
-            for (int index = threadIdx.x; index < RANK_TILES * 4 * 32; index += WARPS * 32) {
-                const int element = index / 32, of = index % 32;
-                const u32 row = of / 4 + (element % 4 / 2) * 8;
-                const u32 rank = first + element / 4 * 8 + of % 4 * 2 + element % 2;
-                if (row < tile.rows && rank < ranks) {
-                    float sum = 0.0f;
-#pragma unroll
-                    for (int w = 0; w < WARPS; ++w) {
-                        sum += sums[w][element][of];
-                    }
-                    partials[(slice * (u64)step->adapted_rows + tile.first_row - step->first_adapted_row + row) * z_stride + rank] = sum;
-                }
-            }
-            __syncthreads();
-        }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            is_last = atomicAdd(&finished[tile_index], 1) == slices - 1;
-        }
-        __syncthreads();
-        if (!is_last) {
-            continue;
-        }
-        __threadfence();
-        u32 before = 0;
-        for (u32 linear = first_linear; linear < first_linear + linears; ++linear) {
-            const AdapterModule& module = adapter->modules[linear];
-            // Up to a multiple of 8, with zeros, because `expand` reads 8 at a time.
-            const u32 padded = (module.rank + 7) / 8 * 8;
-            for (u32 index = threadIdx.x; index < tile.rows * padded; index += WARPS * 32) {
-                const u32 row = tile.first_row + index / padded, rank = index % padded;
+#pragma unroll 1
+            for (int i = threadIdx.x; i < RANK_TILES * 4 * 32; i += WARPS * 32) {
+                const int element = i / 32, of = i % 32;
                 float sum = 0.0f;
-                if (rank < module.rank) {
-                    const float* part = partials + (u64)(row - step->first_adapted_row) * z_stride + before + rank;
-#pragma unroll 8
-                    for (u32 s = 0; s < slices; ++s) {
-                        sum += __ldcg(part + s * (u64)step->adapted_rows * z_stride);
-                    }
+#pragma unroll
+                for (int w = 0; w < WARPS; ++w) {
+                    sum += sums[w][element][of];
                 }
-                z[(u64)row * z_stride + module.z + rank] = to_bf16(sum);
+                own[of / 4 + element % 4 / 2 * 8][element / 4 * 8 + of % 4 * 2 + element % 2] = sum;
             }
-            before += module.rank;
+            cluster_sync();
+            // Each block finishes some of the rows.
+            u32 before = 0;
+            for (u32 linear = first_linear; linear < first_linear + linears; ++linear) {
+                const AdapterModule& module = adapter->modules[linear];
+                // Up to a multiple of 8, with zeros, because `expand` reads past the rank.
+                const u32 padded = (module.rank + 7) / 8 * 8;
+                const u32 rows = tile.rows > rank_in_cluster ? (tile.rows - rank_in_cluster + blocks - 1) / blocks : 0;
+#pragma unroll 1
+                for (u32 i = threadIdx.x; i < rows * padded; i += WARPS * 32) {
+                    const u32 row = rank_in_cluster + i / padded * blocks, rank = i % padded;
+                    const bool exists = rank < module.rank;
+                    const u32 at = before + (exists ? rank : 0);
+                    // The turn that has a module's last rank also writes its zeros.
+                    const u32 turn = exists ? at : before + module.rank - 1;
+                    if (turn < first || turn >= first + RANKS) {
+                        continue;
+                    }
+                    float sum = 0.0f;
+#pragma unroll 1
+                    for (u32 block = 0; exists && block < blocks; ++block) {
+                        sum += load_from(block, &own[row][at - first]);
+                    }
+                    z[(u64)(tile.first_row + row) * z_stride + module.z + rank] = to_bf16(sum);
+                }
+                before += module.rank;
+            }
+            // Nobody may overwrite, or leave with, what another still reads.
+            cluster_sync();
         }
-        if (threadIdx.x == 0) {
-            finished[tile_index] = 0;
-        }
+    }
+    if (is_first) {
+        wait_for_previous();
     }
 }

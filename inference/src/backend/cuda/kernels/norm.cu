@@ -1,47 +1,96 @@
-// hidden += y (when y is given), x = hidden / rms(hidden) * weight
+// hidden += y (when y is given), x = hidden / rms(hidden) * weight; with 8-bit weights x8, too.
 
-extern "C" __global__ void __launch_bounds__(256) rms_norm(
-    const Step* step, float* hidden, const u16* y, const float* weight, u16* x, u32 width, float eps) {
-    __shared__ float sums[8];
+#define THREADS 256
+// Pieces of 8 columns of a thread: rows of up to 8192.
+#define PIECES 4
+
+__shared__ float parts[THREADS / 32];
+
+template <bool MAX> __device__ __forceinline__ float over_block(float v) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+        const float other = __shfl_xor_sync(0xffffffffu, v, offset);
+        v = MAX ? fmaxf(v, other) : v + other;
+    }
+    if (threadIdx.x % 32 == 0) {
+        parts[threadIdx.x / 32] = v;
+    }
+    __syncthreads();
+    v = parts[0];
+#pragma unroll
+    for (int warp = 1; warp < THREADS / 32; ++warp) {
+        v = MAX ? fmaxf(v, parts[warp]) : v + parts[warp];
+    }
+    __syncthreads();
+    return v;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(
+    const Step* step, float* hidden, const u16* y, Scales scales, const float* weight, u16* x, u32* x8,
+    float* x_scales, u32 width, float eps) {
+    wait_for_previous();
+    let_next_start();
     for (u32 r = blockIdx.x; r < step->rows; r += gridDim.x) {
         float* h = hidden + (u64)r * width;
+        float values[PIECES][8];
         float sum = 0.0f;
-        for (u32 i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
-            float4 first = *(float4*)(h + i), second = *(float4*)(h + i + 4);
+#pragma unroll
+        for (int p = 0; p < PIECES; ++p) {
+            const u32 i = (p * THREADS + threadIdx.x) * 8;
+            if (i >= width) {
+                continue;
+            }
+            *(float4*)values[p] = *(const float4*)(h + i);
+            *(float4*)(values[p] + 4) = *(const float4*)(h + i + 4);
             if (y != nullptr) {
                 float add[8];
                 unpack8(*(const uint4*)(y + (u64)r * width + i), add);
-                first = make_float4(first.x + add[0], first.y + add[1], first.z + add[2], first.w + add[3]);
-                second = make_float4(second.x + add[4], second.y + add[5], second.z + add[6], second.w + add[7]);
-                *(float4*)(h + i) = first;
-                *(float4*)(h + i + 4) = second;
+#pragma unroll
+                for (int j = 0; j < 8; ++j) {
+#if WEIGHT_BITS == 8
+                    add[j] *= scales.rows[r] * scales.outputs[i + j];
+#endif
+                    values[p][j] += add[j];
+                }
+                *(float4*)(h + i) = *(float4*)values[p];
+                *(float4*)(h + i + 4) = *(float4*)(values[p] + 4);
             }
-            sum += first.x * first.x + first.y * first.y + first.z * first.z + first.w * first.w;
-            sum += second.x * second.x + second.y * second.y + second.z * second.z + second.w * second.w;
-        }
-#pragma unroll
-        for (int offset = 16; offset > 0; offset /= 2) {
-            sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-        }
-        if (threadIdx.x % 32 == 0) {
-            sums[threadIdx.x / 32] = sum;
-        }
-        __syncthreads();
-        float total = 0.0f;
-#pragma unroll
-        for (int warp = 0; warp < 8; ++warp) {
-            total += sums[warp];
-        }
-        const float scale = rsqrtf(total / width + eps);
-        // Each thread reads back only what it wrote.
-        for (u32 i = threadIdx.x * 8; i < width; i += blockDim.x * 8) {
-            float out[8];
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                out[j] = h[i + j] * scale * weight[i + j];
+                sum += values[p][j] * values[p][j];
             }
-            *(uint4*)(x + (u64)r * width + i) = pack8(out);
         }
-        __syncthreads();
+        const float scale = rsqrtf(over_block<false>(sum) / width + eps);
+        float most = 0.0f;
+#pragma unroll
+        for (int p = 0; p < PIECES; ++p) {
+            const u32 i = (p * THREADS + threadIdx.x) * 8;
+            if (i >= width) {
+                continue;
+            }
+#pragma unroll
+            for (int j = 0; j < 8; ++j) {
+                values[p][j] *= scale * weight[i + j];
+                most = fmaxf(most, fabsf(values[p][j]));
+            }
+            *(uint4*)(x + (u64)r * width + i) = pack8(values[p]);
+        }
+#if WEIGHT_BITS == 8
+        most = fmaxf(over_block<true>(most), 1e-12f);
+        const float to_8 = E4M3_MAX / most;
+        if (threadIdx.x == 0) {
+            x_scales[r] = most / E4M3_MAX;
+        }
+#pragma unroll
+        for (int p = 0; p < PIECES; ++p) {
+            const u32 i = (p * THREADS + threadIdx.x) * 8;
+            if (i < width) {
+                const float(&v)[8] = values[p];
+                *(uint2*)(x8 + ((u64)r * width + i) / 4) = make_uint2(
+                    to_e4m3x4(v[0] * to_8, v[1] * to_8, v[2] * to_8, v[3] * to_8),
+                    to_e4m3x4(v[4] * to_8, v[5] * to_8, v[6] * to_8, v[7] * to_8));
+            }
+        }
+#endif
     }
 }

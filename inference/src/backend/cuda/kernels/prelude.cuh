@@ -4,8 +4,11 @@
 // Layout of a fragment. A warp computes 16 rows; lane = 4 g + q. A dot product does not care in
 // which order it sums, so a lane reads 16 contiguous bytes (8 values) of a row where the
 // instruction's own layout would have it read four times 4 bytes: `mma32` consumes 32 values of k,
-// of which lane q holds those from 8 q. Columns are permuted likewise: of a group of 32 columns, a
-// lane holds the 8 from 8 q, of rows g and g + 8, as acc[tile][0..1] and acc[tile][2..3].
+// of which lane q holds those from 8 q. Where memory is what counts, weights (or keys) are the 16
+// rows and the rows of the step are the 8 columns: few of them then waste nothing.
+//
+// Code is kept short: between two launches of a kernel the weights of a layer have passed through
+// the L2 cache, and straight-line code that runs once waits for its own instructions.
 
 typedef unsigned short u16;
 typedef unsigned int u32;
@@ -38,12 +41,8 @@ struct Step {
     u32 tiles;
     u32 first_adapted_tile; // tiles of the base model alone stand first
     u32 attention_items;
-    u32 combine_items;
+    u32 decode_items;
     u32 logit_rows;
-    u32 slices[4];       // of the shrink's sum, for each group of linears
-    u32 slice_length[4]; // inputs of a slice
-    u32 first_adapted_row;
-    u32 adapted_rows;
 };
 
 // An adapter's extent starts with one of these for each layer. Offsets are in bytes from the start
@@ -93,22 +92,7 @@ __device__ __forceinline__ void mma32(float (&d)[4], const uint4& upper, const u
     mma16(d, upper.z, lower.z, upper.w, lower.w, b.z, b.w);
 }
 
-// Column, inside a group of 32, of the B operand's column `n` of the given tile.
-__device__ __forceinline__ int permuted(int tile, int n) { return 8 * (n >> 1) + 2 * tile + (n & 1); }
-
 __device__ __forceinline__ uint4 zero16() { return make_uint4(0, 0, 0, 0); }
-
-// 8 values at any address, of which only the first `valid` exist; the others are 0.
-__device__ __forceinline__ uint4 load8(const u16* p, int valid) {
-    u32 words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        u32 first = 2 * i < valid ? p[2 * i] : 0;
-        u32 second = 2 * i + 1 < valid ? p[2 * i + 1] : 0;
-        words[i] = first | second << 16;
-    }
-    return make_uint4(words[0], words[1], words[2], words[3]);
-}
 
 __device__ __forceinline__ void unpack8(const uint4& v, float (&out)[8]) {
     out[0] = low(v.x); out[1] = high(v.x);
@@ -121,6 +105,13 @@ __device__ __forceinline__ uint4 pack8(const float (&v)[8]) {
     return make_uint4(pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
 }
 
+// 2^v, 0 for a large negative v.
+__device__ __forceinline__ float power_of_two(float v) {
+    float p;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(p) : "f"(v));
+    return p;
+}
+
 struct Range {
     u32 start, end;
 };
@@ -129,9 +120,7 @@ struct Range {
 // then come out of the L1 cache.
 __device__ __forceinline__ Range warp_share(u32 items) {
     const u32 warps = gridDim.x * blockDim.x / 32, warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    const u32 share = (items + warps - 1) / warps;
-    const u32 start = min(warp * share, items);
-    return {start, min(start + share, items)};
+    return {(u32)((u64)warp * items / warps), (u32)((u64)(warp + 1) * items / warps)};
 }
 
 __device__ __forceinline__ const AdapterModule* module_of(const Tile& tile, int layer, int linear) {
@@ -142,76 +131,129 @@ __device__ __forceinline__ const AdapterModule* module_of(const Tile& tile, int 
     return module->rank == 0 ? nullptr : module;
 }
 
-// acc += B z for 32 GROUPS columns; `b` is the first column's row of B. ALIGNED: the rank is a
-// multiple of 8, so that every row of B starts at 16 bytes.
-template <int GROUPS, bool ALIGNED>
-__device__ __forceinline__ void expand_from(
-    float (&acc)[GROUPS][4][4], const Tile& tile, const u16* b, int rank, const u16* z, int z_stride) {
-    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
-    const u16* upper_z = z + (u64)g * z_stride;
-    const u16* lower_z = upper_z + (u64)8 * z_stride;
-    const bool has_upper = g < tile.rows, has_lower = g + 8 < tile.rows;
-    for (int k = 8 * q; k - 8 * q < rank; k += 32) {
-        const bool exists = k < rank;
-        const uint4 upper = exists && has_upper ? *(const uint4*)(upper_z + k) : zero16();
-        const uint4 lower = exists && has_lower ? *(const uint4*)(lower_z + k) : zero16();
-        // From one tile to the next, a lane's column moves by 2.
-        const u16* from = b + permuted(0, g) * rank + k;
+// Launches may overlap the end of the kernel before: what that one wrote, or may still read, must
+// not be touched before this. Every thread block passes here, so that "the kernel before" includes
+// all earlier ones.
+__device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// The next kernel's thread blocks may take their places.
+__device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+// 4 values at any address, of which only the first `valid` exist; the others are 0.
+__device__ __forceinline__ uint2 load4(const u16* p, int valid) {
+    u32 words[2];
 #pragma unroll
-        for (int group = 0; group < GROUPS; ++group) {
-            // All loads first: one after the other they would wait for memory each time.
-            uint4 columns[4];
+    for (int i = 0; i < 2; ++i) {
+        u32 first = 2 * i < valid ? p[2 * i] : 0;
+        u32 second = 2 * i + 1 < valid ? p[2 * i + 1] : 0;
+        words[i] = first | second << 16;
+    }
+    return make_uint2(words[0], words[1]);
+}
+
+// What an adapter adds to 64 columns of one linear, for up to 8 rows. A lane holds columns 8 g to
+// 8 g + 7 of rows 2 q and 2 q + 1.
+struct Update {
+    const AdapterModule* module; // null: nothing
+    const u16* b;                // row of B of this lane's first column
+    const u16* z;                // this lane's (row g) part of z; null: no such row
+};
+
+__device__ __forceinline__ Update update_of(
+    const Tile& tile, const AdapterModule* module, u32 column, const u16* z, u32 z_stride, u32 first_row) {
+    const int g = threadIdx.x % 32 / 4;
+    Update update = {module, nullptr, nullptr};
+    if (module != nullptr) {
+        update.b = (const u16*)(tile.adapter + module->b) + (u64)(column + 8 * g) * module->rank;
+        if (first_row + g < tile.rows) {
+            update.z = z + (u64)(tile.first_row + first_row + g) * z_stride + module->z;
+        }
+    }
+    return update;
+}
+
+template <int N, bool ALIGNED>
+__device__ __forceinline__ void expand_ranks(
+    float (&acc)[N][4][4], const Update (&updates)[N], const int (&ranks)[N], int most) {
+    const int q = threadIdx.x % 4;
+#pragma unroll 1
+    for (int k = 4 * q; k - 4 * q < most; k += 16) {
+        // All loads first: one after the other they would wait for memory each time.
+        uint2 columns[N][8], z[N];
 #pragma unroll
-            for (int t = 0; t < 4; ++t) {
+        for (int n = 0; n < N; ++n) {
+            const bool exists = k < ranks[n];
+#pragma unroll
+            for (int c = 0; c < 8; ++c) {
+                const u16* from = updates[n].b + c * ranks[n] + k;
                 if (ALIGNED) {
-                    columns[t] = exists ? *(const uint4*)from : zero16();
+                    columns[n][c] = exists ? *(const uint2*)from : make_uint2(0, 0);
                 } else {
-                    columns[t] = load8(from, rank - k);
+                    columns[n][c] = load4(from, ranks[n] - k);
                 }
-                from += 2 * rank;
             }
-            from += 24 * rank;
+            z[n] = exists && updates[n].z != nullptr ? *(const uint2*)(updates[n].z + k) : make_uint2(0, 0);
+        }
 #pragma unroll
-            for (int t = 0; t < 4; ++t) {
-                mma32(acc[group][t], upper, lower, columns[t]);
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const uint2 even = columns[n][2 * j], odd = columns[n][2 * j + 1];
+                mma16(acc[n][j], even.x, odd.x, even.y, odd.y, z[n].x, z[n].y);
             }
         }
     }
 }
 
-// acc = B z for 32 GROUPS columns from `column` on of one adapter's linear; 0 without an adapter.
-template <int GROUPS>
-__device__ __forceinline__ void expand(
-    float (&acc)[GROUPS][4][4], const Tile& tile, const AdapterModule* module, const u16* z,
-    int z_stride, int column) {
+// acc = B z for each update. Column 8 g + 2 j + i of row 2 q + half is acc[j][2 i + half].
+template <int N>
+__device__ __forceinline__ void expand(float (&acc)[N][4][4], const Update (&updates)[N]) {
+    int ranks[N], most = 0;
+    bool aligned = true;
 #pragma unroll
-    for (int i = 0; i < GROUPS * 16; ++i) {
-        acc[i / 16][i / 4 % 4][i % 4] = 0.0f;
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+            acc[n][i / 4][i % 4] = 0.0f;
+        }
+        ranks[n] = updates[n].module == nullptr ? 0 : updates[n].module->rank;
+        most = max(most, ranks[n]);
+        aligned = aligned && ranks[n] % 4 == 0;
     }
-    if (module == nullptr) {
-        return;
-    }
-    const int rank = module->rank;
-    const u16* b = (const u16*)(tile.adapter + module->b) + (u64)column * rank;
-    const u16* own_z = z + (u64)tile.first_row * z_stride + module->z;
-    if (rank % 8 == 0) {
-        expand_from<GROUPS, true>(acc, tile, b, rank, own_z, z_stride);
+    if (aligned) {
+        expand_ranks<N, true>(acc, updates, ranks, most);
     } else {
-        expand_from<GROUPS, false>(acc, tile, b, rank, own_z, z_stride);
+        expand_ranks<N, false>(acc, updates, ranks, most);
     }
 }
 
-// 8 outputs of a row, from `column` on: the base's, plus what the adapter adds.
+// Scales that a product with 8-bit weights leaves out: of each row, and of each output.
+struct Scales {
+    const float* rows; // null: products are whole
+    const float* outputs;
+};
+
+// 8 outputs of a row: the product's, scaled, plus what the adapter adds. `output` counts over the
+// group's outputs, `column` over the linear's own.
 __device__ __forceinline__ void adapted(
-    float (&out)[8], const uint4& base, const float (&acc)[4][4], bool lower_row,
-    const Tile& tile, const AdapterModule* module, int column) {
-    unpack8(base, out);
+    float (&out)[8], const uint4& product, const float (&acc)[4][4], int half, const Tile& tile,
+    const AdapterModule* module, const Scales& scales, u64 row, u32 output, u32 column) {
+    unpack8(product, out);
+#if WEIGHT_BITS == 8
+    const float row_scale = scales.rows[row];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        out[i] *= row_scale * scales.outputs[output + i];
+    }
+#endif
     if (module == nullptr) {
         return;
     }
+    const float scale = module->scale;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        out[i] += module->scale * acc[i / 2][(lower_row ? 2 : 0) + i % 2];
+        const float update = half == 0 ? acc[i / 2][2 * (i % 2)] : acc[i / 2][2 * (i % 2) + 1];
+        out[i] += scale * update;
     }
     if (module->gain != 0) {
         const float* gain = (const float*)(tile.adapter + module->gain) + column;
@@ -220,4 +262,22 @@ __device__ __forceinline__ void adapted(
             out[i] *= gain[i];
         }
     }
+}
+
+// Largest finite e4m3.
+#define E4M3_MAX 448.0f
+
+__device__ __forceinline__ u32 to_e4m3x4(float a, float b, float c, float d) {
+    u16 first, second;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(first) : "f"(b), "f"(a));
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(second) : "f"(d), "f"(c));
+    return (u32)first | (u32)second << 16;
+}
+
+__device__ __forceinline__ float e4m3_to_float(unsigned char v) {
+    u32 halves;
+    asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"((u16)v));
+    float f;
+    asm("{.reg .b16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(f) : "r"(halves));
+    return f;
 }

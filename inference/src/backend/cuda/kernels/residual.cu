@@ -1,37 +1,48 @@
 // hidden += y, with the adapters added first. For steps without adapters the norm does this itself.
 
-#define GROUPS 2
 #define WARPS 4
+#define COLUMNS 64
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) residual(
-    const Step* step, const Tile* tiles, const u16* y, const u16* z, u32 z_stride, float* hidden,
-    u32 width, u32 layer, u32 linear) {
+    const Step* step, const Tile* tiles, const u16* y, const u16* z, u32 z_stride, Scales scales,
+    float* hidden, u32 width, u32 layer, u32 linear) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const u32 columns = width / (32 * GROUPS);
-    const u32 items = step->tiles * columns;
-    const Range range = warp_share(items);
+    wait_for_previous();
+    let_next_start();
+    const u32 columns = width / COLUMNS;
+    const Range range = warp_share(step->tiles * columns);
     for (u32 item = range.start; item < range.end; ++item) {
         const Tile tile = tiles[item / columns];
-        const u32 column = item % columns * (32 * GROUPS);
+        const u32 column = item % columns * COLUMNS, own = column + 8 * g;
         const AdapterModule* module = module_of(tile, layer, linear);
-        float acc[GROUPS][4][4];
-        expand<GROUPS>(acc, tile, module, z, z_stride, column);
+#pragma unroll 1
+        for (u32 first = 0; first < tile.rows; first += 8) {
+            uint4 product[2];
+            float4 before[2][2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if (g + 8 * half >= tile.rows) {
-                continue;
+            for (int half = 0; half < 2; ++half) {
+                // A row that does not exist: the last one's place is read instead.
+                const u64 r = tile.first_row + min(first + 2 * q + half, tile.rows - 1);
+                product[half] = *(const uint4*)(y + r * width + own);
+                before[half][0] = *(const float4*)(hidden + r * width + own);
+                before[half][1] = *(const float4*)(hidden + r * width + own + 4);
             }
-            const u64 r = tile.first_row + g + 8 * half;
+            const Update updates[1] = {update_of(tile, module, column, z, z_stride, first)};
+            float acc[1][4][4];
+            expand<1>(acc, updates);
 #pragma unroll
-            for (int group = 0; group < GROUPS; ++group) {
-                const u64 c = column + 32 * group + 8 * q;
+            for (int half = 0; half < 2; ++half) {
+                const u32 row = first + 2 * q + half;
+                if (row >= tile.rows) {
+                    continue;
+                }
+                const u64 r = tile.first_row + row;
                 float add[8];
-                adapted(add, *(const uint4*)(y + r * width + c), acc[group], half == 1, tile, module, c);
-                float* h = hidden + r * width + c;
-                float4 first = *(float4*)h, second = *(float4*)(h + 4);
-                *(float4*)h = make_float4(first.x + add[0], first.y + add[1], first.z + add[2], first.w + add[3]);
-                *(float4*)(h + 4) =
-                    make_float4(second.x + add[4], second.y + add[5], second.z + add[6], second.w + add[7]);
+                adapted(add, product[half], acc[0], half, tile, module, scales, r, own, own);
+                const float4 low = before[half][0], high = before[half][1];
+                float* h = hidden + r * width + own;
+                *(float4*)h = make_float4(low.x + add[0], low.y + add[1], low.z + add[2], low.w + add[3]);
+                *(float4*)(h + 4) = make_float4(high.x + add[4], high.y + add[5], high.z + add[6], high.w + add[7]);
             }
         }
     }

@@ -19,7 +19,16 @@ struct Draw {
     u32 output_index;
     u32 logprobs; // how many of the likeliest; NO_LOGPROBS: none at all
     u32 wanted;   // 0: this row's logits are only copied
+    u32 first_edit, edits;
     u32 unused;
+};
+
+// A logit's change before the draw.
+struct Edit {
+    u32 token;
+    float divisor; // divides a positive logit, multiplies another; comes before `add`
+    float add;
+    float saved; // the logit as the model gave it
 };
 
 struct Logits {
@@ -83,7 +92,7 @@ template <int N> __device__ void block_sums(u64 (&values)[N]) {
     __syncthreads();
 }
 
-__device__ u64 block_max(u64 v) {
+__device__ __noinline__ u64 block_max(u64 v) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
         v = max(v, __shfl_xor_sync(0xffffffffu, v, offset));
@@ -102,7 +111,7 @@ __device__ u64 block_max(u64 v) {
 }
 
 // Sum of the measure over logits of at least `least`.
-__device__ u64 total(const Logits& logits, Measure measure, u32 least) {
+__device__ __noinline__ u64 total(const Logits& logits, Measure measure, u32 least) {
     u64 sum[1] = {0};
 #pragma unroll 4
     for (u32 i = threadIdx.x; i < logits.count; i += THREADS) {
@@ -117,7 +126,7 @@ __device__ u64 total(const Logits& logits, Measure measure, u32 least) {
 
 // Largest key such that the logits from it up measure more than `target`. Three bits of the key at
 // a time, from the highest.
-__device__ u32 select(const Logits& logits, Measure measure, u64 target) {
+__device__ __noinline__ u32 select(const Logits& logits, Measure measure, u64 target) {
     u32 found = 0;
     for (int bits = 32; bits > 0; bits -= 3) {
         const int shift = max(bits - 3, 0);
@@ -149,7 +158,7 @@ __device__ u32 select(const Logits& logits, Measure measure, u64 target) {
 
 // The first id, in rising order, at which the measure of the ids up to it exceeds `target`. Ids
 // count whose key lies in least..=most.
-__device__ u32 walk(const Logits& logits, Measure measure, u32 least, u32 most, u64 target) {
+__device__ __noinline__ u32 walk(const Logits& logits, Measure measure, u32 least, u32 most, u64 target) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const u32 share = (logits.count + WARPS - 1) / WARPS;
     const u32 start = warp * share, end = min(start + share, logits.count);
@@ -251,13 +260,23 @@ __device__ u32 draw(const Logits& logits, const Draw& request) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample(
-    const Step* step, const Draw* draws, const float* all_logits, u32 vocabulary, u32 first, u32 count,
+    const Step* step, const Draw* draws, Edit* all_edits, float* all_logits, u32 vocabulary, u32 first, u32 count,
     u32* tokens, float* logprobs, u32* top_ids, float* top_logprobs) {
+    wait_for_previous();
+    let_next_start();
     for (u32 i = blockIdx.x; i < count && first + i < step->logit_rows; i += gridDim.x) {
         const Draw request = draws[first + i];
         if (!request.wanted) {
             continue;
         }
+        Edit* edits = all_edits + request.first_edit;
+        float* own = all_logits + (u64)i * vocabulary;
+        for (u32 e = threadIdx.x; e < request.edits; e += THREADS) {
+            float& logit = own[edits[e].token];
+            edits[e].saved = logit;
+            logit = (logit > 0.0f ? logit / edits[e].divisor : logit * edits[e].divisor) + edits[e].add;
+        }
+        __syncthreads();
         Logits logits = {all_logits + (u64)i * vocabulary, vocabulary, 0.0f, request.temperature};
         // Key, then the complement of the id: the largest is the likeliest, and of equals the first.
         u64 best = 0;
@@ -275,8 +294,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
         if (threadIdx.x == 0) {
             tokens[first + i] = token;
         }
+        // What is read from here on is what the model gave.
+        __syncthreads();
+        for (u32 e = threadIdx.x; e < request.edits; e += THREADS) {
+            own[edits[e].token] = edits[e].saved;
+        }
+        __syncthreads();
         if (request.logprobs == NO_LOGPROBS) {
             continue;
+        }
+        if (request.edits > 0) {
+            u64 most = 0;
+            for (u32 id = threadIdx.x; id < vocabulary; id += THREADS) {
+                most = max(most, (u64)key_of(logits.values[id]));
+            }
+            logits.max = logit_of((u32)block_max(most));
         }
         double sum = 0.0;
         for (u32 id = threadIdx.x; id < vocabulary; id += THREADS) {

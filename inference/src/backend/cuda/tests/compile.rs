@@ -1,7 +1,8 @@
-use crate::backend::cuda::kernels::{PRELUDE, sources};
+use crate::backend::cuda::Precision;
+use crate::backend::cuda::kernels::{PRELUDE, Target, sources};
 use crate::backend::cuda::layout::{
-    AdapterGroup, AdapterLayer, AdapterModule, AttentionItem, BLOCK_TOKENS, CombineItem, Draw, Row,
-    StepCounts, TILE_ROWS, TOP_LOGPROBS, Tile,
+    AdapterGroup, AdapterLayer, AdapterModule, AttentionItem, BLOCK_TOKENS, DecodeItem, Draw, Edit,
+    Row, StepCounts, TILE_ROWS, TOP_LOGPROBS, Tile,
 };
 use crate::backend::cuda::nvrtc::{Compiler, Source};
 
@@ -11,9 +12,12 @@ fn compiler() -> Compiler {
 }
 
 #[test]
-fn every_kernel_compiles_for_hopper_and_both_head_sizes() {
-    for head_dim in [64, 128] {
-        let sources = sources(head_dim);
+fn every_kernel_compiles_for_hopper_and_every_target() {
+    let all = [64, 128].map(|head_dim| {
+        [Precision::Bf16, Precision::Fp8].map(|precision| Target { head_dim, precision })
+    });
+    for target in all.into_iter().flatten() {
+        let sources = sources(target, None);
         let cubins = compiler().compile_all(&sources).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(cubins.len(), sources.len());
         assert!(cubins.iter().all(|cubin| cubin.starts_with(b"\x7fELF")));
@@ -23,7 +27,7 @@ fn every_kernel_compiles_for_hopper_and_both_head_sizes() {
 #[test]
 fn host_and_kernels_agree_on_what_lies_in_device_memory() {
     let file = |name: &str| {
-        let all = sources(64);
+        let all = sources(Target { head_dim: 64, precision: Precision::Bf16 }, None);
         all.into_iter().find(|s| s.file == name).map(|s| s.source).expect("such a file")
     };
     let check = |source: String, asserts: &[(&str, usize)]| {
@@ -32,7 +36,7 @@ fn host_and_kernels_agree_on_what_lies_in_device_memory() {
             .map(|(what, value)| format!("static_assert({what} == {value}, \"{what}\");\n"))
             .collect();
         let source = source + &asserts;
-        let defines = vec!["HEAD_DIM=64".into()];
+        let defines = vec!["HEAD_DIM=64".into(), "WEIGHT_BITS=16".into()];
         let compiled = compiler().compile(&Source { file: "sizes.cu", source, defines });
         compiled.unwrap_or_else(|error| panic!("{error}"));
     };
@@ -49,15 +53,14 @@ fn host_and_kernels_agree_on_what_lies_in_device_memory() {
             ("BLOCK_TOKENS", BLOCK_TOKENS as usize),
         ],
     );
-    check(
-        file("attention.cu"),
-        &[
-            ("sizeof(AttentionItem)", size_of::<AttentionItem>()),
-            ("sizeof(CombineItem)", size_of::<CombineItem>()),
-        ],
-    );
+    check(file("attention.cu"), &[("sizeof(AttentionItem)", size_of::<AttentionItem>())]);
+    check(file("attention_decode.cu"), &[("sizeof(DecodeItem)", size_of::<DecodeItem>())]);
     check(
         file("sample.cu"),
-        &[("sizeof(Draw)", size_of::<Draw>()), ("TOP_LOGPROBS", TOP_LOGPROBS as usize)],
+        &[
+            ("sizeof(Draw)", size_of::<Draw>()),
+            ("sizeof(Edit)", size_of::<Edit>()),
+            ("TOP_LOGPROBS", TOP_LOGPROBS as usize),
+        ],
     );
 }

@@ -1,7 +1,7 @@
 use crate::backend::batch::SequenceId;
 use crate::backend::cuda::check::smollm2;
-use crate::backend::cuda::layout::{NOT_SPLIT, TILE_ROWS};
-use crate::backend::cuda::plan::{Limits, MAX_PARTIALS, StepPlan, max_partial_rows};
+use crate::backend::cuda::layout::TILE_ROWS;
+use crate::backend::cuda::plan::{Limits, MAX_PARTIALS, StepPlan};
 use crate::backend::{AdapterSlot, Input, LogitsWanted, SequenceStep, StepBatch};
 use crate::kv::BlockId;
 use proptest::prelude::*;
@@ -60,9 +60,6 @@ proptest! {
         let first = counts.first_adapted_tile as usize;
         prop_assert!(plan.tiles[..first].iter().all(|t| t.adapter == 0));
         prop_assert!(plan.tiles[first..].iter().all(|t| t.adapter != 0));
-        for slices in counts.slices {
-            prop_assert!(slices * counts.adapted_rows <= max_partial_rows(4096, 132));
-        }
     }
 
     #[test]
@@ -71,22 +68,20 @@ proptest! {
         let mut seen = vec![0u32; plan.rows.len()];
         let mut partials = 0;
         for item in &plan.attention {
-            prop_assert_eq!(item.kv_start % 32, 0);
-            let most = if item.shared == 1 { 16 } else { 64 };
-            prop_assert!(item.rows * 3 <= most);
+            prop_assert!(item.rows * 3 <= 64);
             for offset in 0..item.rows {
                 let row = (item.first_row + offset) as usize;
                 prop_assert_eq!(plan.rows[row].position, item.position + offset);
-                seen[row] += item.kv_end.min(item.position + offset + 1) - item.kv_start;
-            }
-            if item.partial != NOT_SPLIT {
-                prop_assert_eq!(item.partial, partials);
-                prop_assert_eq!(item.rows, 1);
-                partials += 1;
+                seen[row] += item.position + offset + 1;
             }
         }
-        let combined: u32 = plan.combine.iter().map(|c| c.partials).sum();
-        prop_assert_eq!(partials, combined);
+        for item in &plan.decode {
+            prop_assert_eq!(item.kv_start % 16, 0);
+            prop_assert_eq!(item.partial, partials);
+            prop_assert!((item.first_partial..item.first_partial + item.partials).contains(&partials));
+            seen[item.row as usize] += item.kv_end - item.kv_start;
+            partials += 1;
+        }
         prop_assert!(partials <= MAX_PARTIALS);
         for (row, seen) in plan.rows.iter().zip(seen) {
             prop_assert_eq!(seen, row.position + 1);
@@ -101,7 +96,7 @@ fn parts_of_contexts_grow_when_there_would_be_too_many() {
     let batch = batch(&[(4000, 1, None); 1000]);
     let mut plan = StepPlan::default();
     plan.build(&batch, &limits, &[], |_| Ok(0)).expect("a good batch");
-    assert!(plan.combine.iter().map(|c| c.partials).sum::<u32>() <= MAX_PARTIALS);
+    assert!(plan.decode.len() as u32 <= MAX_PARTIALS);
 }
 
 #[test]

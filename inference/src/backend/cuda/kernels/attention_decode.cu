@@ -1,0 +1,210 @@
+// Attention of single rows over paged keys and values, split over the context (Flash-Decoding: Dao
+// et al., 2023). Keys are the rows of the matrix instruction, and the query heads that share a key
+// head its columns: up to 8 heads waste nothing of it. The last part of a row to finish joins all
+// parts, in their order, so that the result does not depend on timing.
+
+#define WARPS 4
+#define KEY_CHUNKS (HEAD_DIM / 32)
+#define VALUE_TILES (HEAD_DIM / 16)
+#define HEADS 8
+// The score of a token that is not seen.
+#define NOTHING __int_as_float(0xff800000)
+
+struct DecodeItem {
+    u32 row;
+    u32 blocks;   // where the sequence's blocks stand in the table
+    u32 kv_start; // a multiple of BLOCK_TOKENS
+    u32 kv_end;
+    u32 partial;       // this part's place
+    u32 first_partial; // the place of the row's first part
+    u32 partials;      // 1: this is the whole
+    u32 counter;       // counts the row's finished parts
+};
+
+struct Accumulator {
+    float out[VALUE_TILES][4]; // dimensions 16 tile + g (+ 8), heads 2 q and 2 q + 1
+    float max[2], sum[2];      // of heads 2 q and 2 q + 1
+};
+
+// An 8 x 8 matrix, two neighbouring values of a row in each lane, transposed.
+__device__ __forceinline__ u32 transposed(u32 pair) {
+    u32 out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+    return out;
+}
+
+// Over the 8 lanes that hold the same heads.
+__device__ __forceinline__ float over_tokens(float v, bool max) {
+#pragma unroll
+    for (int offset = 4; offset < 32; offset *= 2) {
+        const float other = __shfl_xor_sync(0xffffffffu, v, offset);
+        v = max ? fmaxf(v, other) : v + other;
+    }
+    return v;
+}
+
+// Adds one block of tokens, of which the first `seen` exist. Row g of the keys' matrix is token
+// 4 (g / 2) + g % 2, row g + 8 the one 2 after: the weights of a lane's 4 contiguous tokens then
+// meet 8 contiguous bytes of the transposed values.
+__device__ __forceinline__ void attend(
+    Accumulator& acc, const uint4 (&query)[KEY_CHUNKS], const u16* keys, const u16* values, int seen, float scale) {
+    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
+    const int token = 4 * (g / 2) + g % 2;
+    uint4 upper[KEY_CHUNKS], lower[KEY_CHUNKS];
+    uint2 value[VALUE_TILES][2];
+    const u16* key = keys + token * HEAD_DIM + 8 * q;
+#pragma unroll
+    for (int c = 0; c < KEY_CHUNKS; ++c) {
+        upper[c] = __ldcs((const uint4*)(key + 32 * c));
+        lower[c] = __ldcs((const uint4*)(key + 2 * HEAD_DIM + 32 * c));
+    }
+#pragma unroll
+    for (int t = 0; t < VALUE_TILES; ++t) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            value[t][half] = __ldcs((const uint2*)(values + (16 * t + 8 * half + g) * BLOCK_TOKENS + 4 * q));
+        }
+    }
+    float scores[4] = {}; // of the tokens (upper, lower) x heads (2 q, 2 q + 1)
+#pragma unroll
+    for (int c = 0; c < KEY_CHUNKS; ++c) {
+        mma32(scores, upper[c], lower[c], query[c]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        scores[i] = token + i / 2 * 2 < seen ? scores[i] * scale : NOTHING;
+    }
+    float factor[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        const float max = fmaxf(acc.max[h], over_tokens(fmaxf(scores[h], scores[2 + h]), true));
+        factor[h] = power_of_two(acc.max[h] - max);
+        acc.max[h] = max;
+        scores[h] = power_of_two(scores[h] - max);
+        scores[2 + h] = power_of_two(scores[2 + h] - max);
+        acc.sum[h] = acc.sum[h] * factor[h] + scores[h] + scores[2 + h];
+    }
+    const u32 first = transposed(pack(scores[0], scores[1])), second = transposed(pack(scores[2], scores[3]));
+    const int own = seen - 4 * q; // of this lane's 4 tokens
+#pragma unroll
+    for (int t = 0; t < VALUE_TILES; ++t) {
+        if (own < 4) {
+            // What lies there may be NaN, and a weight of 0 would not silence it.
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                uint2& v = value[t][half];
+                v.x = own > 1 ? v.x : own > 0 ? v.x & 0xffffu : 0;
+                v.y = own > 2 ? v.y & 0xffffu : 0;
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            acc.out[t][i] *= factor[i % 2];
+        }
+        mma16(acc.out[t], value[t][0].x, value[t][1].x, value[t][0].y, value[t][1].y, first, second);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
+    const Step* step, const DecodeItem* items, const u32* block_table, const u16* queries,
+    const u16* kv, u16* out, float* partial_out, float2* partial_sums, u32* finished, u32 heads,
+    u32 kv_heads, u32 layer, u32 layers, float scale) {
+    __shared__ float shared_out[WARPS][HEADS][HEAD_DIM];
+    __shared__ float2 shared_sums[WARPS][HEADS];
+    __shared__ bool is_last;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+    const u32 group = heads / kv_heads;
+    const u64 page = (u64)kv_heads * BLOCK_TOKENS * HEAD_DIM;
+    wait_for_previous();
+    let_next_start();
+    for (u32 index = blockIdx.x; index < step->decode_items * kv_heads; index += gridDim.x) {
+        const DecodeItem item = items[index / kv_heads];
+        const u32 kv_head = index % kv_heads, first_head = kv_head * group;
+        uint4 query[KEY_CHUNKS];
+#pragma unroll
+        for (int c = 0; c < KEY_CHUNKS; ++c) {
+            const u16* from = queries + ((u64)item.row * heads + first_head + g) * HEAD_DIM + 32 * c + 8 * q;
+            query[c] = g < group ? *(const uint4*)from : zero16();
+        }
+        Accumulator acc = {};
+        acc.max[0] = acc.max[1] = -1e30f; // finite: a warp may see no token
+#pragma unroll 1
+        for (u32 token = item.kv_start + warp * BLOCK_TOKENS; token < item.kv_end; token += WARPS * BLOCK_TOKENS) {
+            const u64 block = block_table[item.blocks + token / BLOCK_TOKENS];
+            const u16* keys = kv + (block * layers + layer) * 2 * page + (u64)kv_head * BLOCK_TOKENS * HEAD_DIM;
+            attend(acc, query, keys, keys + page, item.kv_end - token, scale);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            acc.sum[h] = over_tokens(acc.sum[h], false);
+            if (g == 0) {
+                shared_sums[warp][2 * q + h] = make_float2(acc.max[h], acc.sum[h]);
+            }
+#pragma unroll
+            for (int t = 0; t < VALUE_TILES; ++t) {
+                shared_out[warp][2 * q + h][16 * t + g] = acc.out[t][h];
+                shared_out[warp][2 * q + h][16 * t + 8 + g] = acc.out[t][2 + h];
+            }
+        }
+        __syncthreads();
+#pragma unroll 1
+        for (u32 element = threadIdx.x; element < group * HEAD_DIM; element += WARPS * 32) {
+            const u32 h = element / HEAD_DIM, d = element % HEAD_DIM, head = first_head + h;
+            float max = shared_sums[0][h].x;
+#pragma unroll
+            for (int w = 1; w < WARPS; ++w) {
+                max = fmaxf(max, shared_sums[w][h].x);
+            }
+            float sum = 0.0f, value = 0.0f;
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) {
+                const float factor = power_of_two(shared_sums[w][h].x - max);
+                sum += shared_sums[w][h].y * factor;
+                value += shared_out[w][h][d] * factor;
+            }
+            if (item.partials == 1) {
+                out[((u64)item.row * heads + head) * HEAD_DIM + d] = to_bf16(value / sum);
+            } else {
+                partial_out[((u64)item.partial * heads + head) * HEAD_DIM + d] = value;
+                if (d == 0) {
+                    partial_sums[(u64)item.partial * heads + head] = make_float2(max, sum);
+                }
+            }
+        }
+        if (item.partials == 1) {
+            __syncthreads();
+            continue;
+        }
+        __threadfence();
+        __syncthreads();
+        u32* counter = finished + item.counter * kv_heads + kv_head;
+        if (threadIdx.x == 0) {
+            is_last = atomicAdd(counter, 1) == item.partials - 1;
+        }
+        __syncthreads();
+        if (!is_last) {
+            continue;
+        }
+        __threadfence();
+#pragma unroll 1
+        for (u32 element = threadIdx.x; element < group * HEAD_DIM; element += WARPS * 32) {
+            const u32 d = element % HEAD_DIM, head = first_head + element / HEAD_DIM;
+            float max = NOTHING, sum = 0.0f, value = 0.0f;
+#pragma unroll 8
+            for (u32 p = item.first_partial; p < item.first_partial + item.partials; ++p) {
+                max = fmaxf(max, __ldcg(partial_sums + (u64)p * heads + head).x);
+            }
+#pragma unroll 8
+            for (u32 p = item.first_partial; p < item.first_partial + item.partials; ++p) {
+                const float2 sums = __ldcg(partial_sums + (u64)p * heads + head);
+                const float factor = power_of_two(sums.x - max);
+                sum += sums.y * factor;
+                value += __ldcg(partial_out + ((u64)p * heads + head) * HEAD_DIM + d) * factor;
+            }
+            out[((u64)item.row * heads + head) * HEAD_DIM + d] = to_bf16(value / sum);
+        }
+        if (threadIdx.x == 0) {
+            *counter = 0;
+        }
+    }
+}

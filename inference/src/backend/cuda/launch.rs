@@ -1,0 +1,141 @@
+//! How a planned step runs: as the replay of a graph where it is small enough, launch by launch
+//! otherwise.
+
+use super::CudaBackend;
+use super::device::DevicePointer;
+use super::error::CudaError;
+use super::forward::{Forward, group_shape, head_shape, is_few};
+use super::graph::Graph;
+use super::layout::Group;
+use super::weights::Precision;
+use super::workspace::LOGIT_ROWS;
+
+/// Larger steps are launched one by one: they keep the device busy for longer than that takes.
+const MAX_GRAPH_ROWS: u32 = 512;
+/// What a recorded graph depends on; never on which adapters a step has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct GraphKey {
+    bucket: u32,
+    has_adapters: bool,
+    has_chunks: bool,
+    /// Rows of the output layer.
+    logits: u32,
+}
+
+impl CudaBackend {
+    /// Picks an algorithm for every product that a step may run.
+    pub(super) fn plan_products(&mut self) -> Result<(), CudaError> {
+        let b = &self.buffers;
+        for &rows in &self.buckets {
+            for group in Group::ALL {
+                let shape = group_shape(&self.weights, group, rows);
+                if is_few(shape) {
+                    continue;
+                }
+                let weights: Vec<DevicePointer> =
+                    self.weights.layers.iter().map(|layer| layer.group(group)).collect();
+                let x = match (self.weights.precision, group) {
+                    (Precision::Fp8, _) => b.x8,
+                    (Precision::Bf16, Group::Qkv | Group::GateUp) => b.x,
+                    (Precision::Bf16, Group::Output) => b.context,
+                    (Precision::Bf16, Group::Down) => b.activation,
+                };
+                self.gemm.plan(&self.stream, shape, &weights, x, b.y)?;
+            }
+        }
+        for &rows in &self.head_buckets {
+            let shape = head_shape(&self.weights, rows);
+            if is_few(shape) {
+                continue;
+            }
+            let head = [self.weights.lm_head];
+            self.gemm.plan(&self.stream, shape, &head, b.gathered, b.logits)?;
+        }
+        self.gemm.keep_picks();
+        Ok(())
+    }
+
+    /// Milliseconds that the products of a step take, all layers, for each bucket of rows.
+    pub(super) fn time_products(&self) -> Result<Vec<(u32, f32)>, CudaError> {
+        let (start, end) = (self.device.event(true)?, self.device.event(true)?);
+        let mut times = Vec::with_capacity(self.buckets.len());
+        for &bucket in &self.buckets {
+            let key = GraphKey { bucket, has_adapters: false, has_chunks: false, logits: 1 };
+            let mut best = f32::INFINITY;
+            for _ in 0..2 {
+                self.stream.record(&start)?;
+                self.forward(key).products()?;
+                self.stream.record(&end)?;
+                end.synchronize()?;
+                best = best.min(end.milliseconds_since(&start)?);
+            }
+            times.push((bucket, best));
+        }
+        Ok(times)
+    }
+
+    /// Launches the step that has been planned; its results go where `pending[index]` says.
+    pub(super) fn run(&mut self, index: usize) -> Result<(), CudaError> {
+        let counts = self.plan.counts;
+        let key = GraphKey {
+            bucket: bucket(&self.buckets, counts.rows),
+            has_adapters: counts.first_adapted_tile < counts.tiles,
+            has_chunks: counts.attention_items > 0,
+            // More are computed in several rounds, behind the graph.
+            logits: bucket(&self.head_buckets, counts.logit_rows.min(LOGIT_ROWS)),
+        };
+        let is_whole = key.bucket <= MAX_GRAPH_ROWS && counts.logit_rows <= LOGIT_ROWS;
+        if is_whole {
+            self.replay(key)?;
+        } else {
+            self.forward(key).run()?;
+        }
+        for first in (0..counts.logit_rows).step_by(LOGIT_ROWS as usize) {
+            let count = (counts.logit_rows - first).min(LOGIT_ROWS);
+            if !is_whole {
+                self.forward(key).output(first, bucket(&self.head_buckets, count))?;
+            }
+            self.pending[index].copy_logits(&self.stream, &self.buffers, first, count)?;
+        }
+        let pending = &mut self.pending[index];
+        pending.copy_draws(&self.stream, &self.buffers)?;
+        pending.record(&self.stream)
+    }
+
+    /// Launches the graph of a step, recorded when its like first comes.
+    fn replay(&mut self, key: GraphKey) -> Result<(), CudaError> {
+        self.replays += 1;
+        if let Some(graph) = self.graphs.get(&key) {
+            return graph.launch(&self.stream);
+        }
+        let forward = self.forward(key);
+        let graph = Graph::record(&self.device, &self.stream, || {
+            forward.run()?;
+            forward.output(0, key.logits)
+        })?;
+        graph.launch(&self.stream)?;
+        self.recordings += 1;
+        self.graphs.insert(key, graph);
+        Ok(())
+    }
+
+    fn forward(&self, key: GraphKey) -> Forward<'_> {
+        Forward {
+            kernels: &self.kernels,
+            gemm: &self.gemm,
+            weights: &self.weights,
+            buffers: &self.buffers,
+            plan: self.plan_memory.addresses(),
+            bucket: key.bucket,
+            has_adapters: key.has_adapters,
+            has_chunks: key.has_chunks,
+            kv: self.arena.address(),
+            stream: &self.stream,
+        }
+    }
+}
+
+/// The smallest bucket that holds the rows; the last one holds the largest step.
+fn bucket(buckets: &[u32], rows: u32) -> u32 {
+    buckets.iter().copied().find(|&bucket| bucket >= rows).unwrap_or(rows)
+}

@@ -71,6 +71,7 @@ pub fn router(metrics: Arc<Metrics>, db: Db) -> Router {
 
 async fn show(State(Sources { metrics, db }): State<Sources>) -> Response {
     let mut page = Page::default();
+    page.process();
     let help = "The program.";
     let labels = [("version", env!("CARGO_PKG_VERSION"))];
     page.family("lorikeet_build_info", Kind::Gauge, help).sample(&labels, 1);

@@ -8,6 +8,7 @@ mod counter;
 mod histogram;
 mod method;
 mod page;
+mod process;
 
 pub use counter::{Counter, CounterBy};
 pub use histogram::Histogram;

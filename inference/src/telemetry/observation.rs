@@ -122,6 +122,9 @@ impl Observation {
         // What was refused before it became a generation, which counts its own end.
         if let Some(code) = summary.error.filter(|_| summary.generations.is_empty()) {
             metrics.outcomes.increment(code);
+            if let Some(tenant) = summary.tenant {
+                metrics.tenants.update(tenant, 0, Instant::now(), |uses| uses.refused += 1);
+            }
         }
     }
 

@@ -42,6 +42,7 @@ impl Sources {
     fn page(&self) -> String {
         let stats = self.engine.stats();
         let mut page = Page::default();
+        page.process();
         self.build(&mut page);
         self.requests(&mut page, &stats);
         self.steps(&mut page, &stats);
@@ -199,6 +200,11 @@ impl Sources {
         let label = |id: TenantId| vec![("tenant", id.to_string())];
         let mut uses: Vec<_> = listed.into_iter().map(|(id, uses)| (label(id), uses)).collect();
         uses.push((vec![("tenant", OTHER.to_owned())], others));
+        let help = "Requests refused before the engine had them, by a limit or as invalid.";
+        let mut family = page.family("lorikeet_tenant_refused_total", Kind::Counter, help);
+        for (labels, uses) in &uses {
+            family.sample(&borrowed(labels), uses.refused);
+        }
         write_uses(page, "tenant", &uses);
     }
 

@@ -66,7 +66,10 @@ impl RequestMetrics {
 /// What one tenant, or one adapter, has used.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Uses {
+    /// Generations that ended.
     pub requests: u64,
+    /// Requests that did not become any. Of a tenant only.
+    pub refused: u64,
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,

@@ -126,6 +126,7 @@ async fn every_metric_is_well_formed_before_and_after_traffic_and_counts_what_ha
         after.value("lorikeet_tenant_completion_tokens_total", &labels)
     };
     assert_eq!((tenant(&quiet), tenant(&busy)), (Some(5.0), Some(24.0)));
+    assert_eq!(after.sum("lorikeet_tenant_refused_total"), 1.0, "the model that is nobody's");
     assert_eq!(after.sum("lorikeet_adapter_requests_total"), 4.0, "three, and the lost one's");
     assert_eq!(after.sum("lorikeet_adapter_completion_tokens_total"), 24.0);
     node.stop().await;

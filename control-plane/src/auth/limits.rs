@@ -1,5 +1,10 @@
-//! Limits on attempts to log in and to sign up, per account and per address, counted in Postgres so
-//! that all copies of the control plane share them.
+//! Limits on attempts to log in and to sign up, counted in Postgres so that all copies of the control
+//! plane share them.
+//!
+//! Attempts on one account from one address are few: guessing there closes the account to that address
+//! and to no other, so that a stranger cannot lock its owner out. An account from all addresses, and an
+//! address for all accounts, have wider bounds, against guessing from many of either; what the narrow
+//! one refuses does not count towards them.
 //!
 //! An attempt is counted before the password is looked at: of many at once, no more than the limit
 //! get that far. A success takes its own count back.
@@ -12,7 +17,8 @@ use std::net::IpAddr;
 use time::OffsetDateTime;
 
 const WINDOW_S: i64 = 15 * 60;
-const LOG_INS_PER_ACCOUNT: i32 = 10;
+const LOG_INS_PER_ACCOUNT_AND_ADDRESS: i32 = 10;
+const LOG_INS_PER_ACCOUNT: i32 = 200;
 const LOG_INS_PER_ADDRESS: i32 = 100;
 const SIGN_UPS_PER_ADDRESS: i32 = 100;
 
@@ -25,9 +31,13 @@ pub struct Attempt {
 impl Attempt {
     /// Counts a log-in to `email` from `address`, or refuses it.
     pub async fn log_in(pool: &PgPool, email: &str, from: ClientAddress) -> Result<Self, ApiError> {
-        let account = subject("account", email.to_lowercase().as_bytes());
-        let address = subject("address", &network(from.0));
-        let subjects = vec![(account, LOG_INS_PER_ACCOUNT), (address, LOG_INS_PER_ADDRESS)];
+        let (email, network) = (email.to_lowercase(), network(from.0));
+        let both = [&network[..], email.as_bytes()].concat();
+        let subjects = vec![
+            (subject("account and address", &both), LOG_INS_PER_ACCOUNT_AND_ADDRESS),
+            (subject("address", &network), LOG_INS_PER_ADDRESS),
+            (subject("account", email.as_bytes()), LOG_INS_PER_ACCOUNT),
+        ];
         Self::count(pool, subjects).await
     }
 
@@ -60,12 +70,12 @@ impl Attempt {
         Ok(Self { subjects, window })
     }
 
-    /// The password was right: this attempt was no failure, and neither were the account's earlier
-    /// ones someone else's.
+    /// The password was right: this attempt was no failure, and the earlier ones on this account from
+    /// this address were its owner's slips.
     pub async fn succeeded(self, pool: &PgPool) -> Result<(), ApiError> {
-        let Some(((account, _), others)) = self.subjects.split_first() else { return Ok(()) };
+        let Some(((own, _), others)) = self.subjects.split_first() else { return Ok(()) };
         sqlx::query("delete from login_attempt where subject = $1 and window_start = $2")
-            .bind(account)
+            .bind(own)
             .bind(self.window)
             .execute(pool)
             .await?;

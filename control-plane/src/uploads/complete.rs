@@ -57,6 +57,7 @@ fn parts_of(file: &PlannedFile, received: &[ReceivedRow]) -> Result<Vec<(i32, St
 async fn commit(db: &TenantPool, acting: &Acting, upload: &Upload) -> Result<(), ApiError> {
     let version = upload.version_id();
     let mut tx = db.write(acting).await?;
+    upload.lock_version(&mut tx).await?;
     let closed = sqlx::query(
         "update upload set state = 'completed', completed_at = now()
          where id = $1 and state = 'open'",

@@ -21,6 +21,7 @@ pub async fn cancel(db: &TenantPool, acting: &Acting, id: UploadId) -> Result<()
         .bind(upload.adapter_id)
         .execute(&mut *tx)
         .await?;
+    upload.lock_version(&mut tx).await?;
     let aborted =
         sqlx::query("update upload set state = 'aborted' where id = $1 and state = 'open'")
             .bind(upload.id)

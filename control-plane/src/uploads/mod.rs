@@ -59,6 +59,16 @@ impl Upload {
         Ok(upload)
     }
 
+    /// Before the upload's own row changes: rows are locked in the order adapter, version, upload, by
+    /// whoever deletes an adapter too, or two of them could wait for each other.
+    async fn lock_version(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query("select from adapter_version where id = $1 for update")
+            .bind(self.version_id)
+            .execute(tx)
+            .await
+            .map(drop)
+    }
+
     fn id(&self) -> UploadId {
         UploadId::from_uuid(self.id)
     }

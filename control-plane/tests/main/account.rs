@@ -1,7 +1,7 @@
 //! Sign up, log in, log out.
 
-use crate::support::{PASSWORD, TestApp};
-use reqwest::StatusCode;
+use crate::support::{Answer, PASSWORD, TestApp, send};
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 use std::time::{Duration, Instant};
 
@@ -85,30 +85,68 @@ async fn an_unknown_address_and_a_wrong_password_get_one_answer_after_the_same_w
     assert!(unknown > known / 3 && known > unknown / 3, "{known:?} and {unknown:?}");
 }
 
+/// Logs in through a proxy that says where the visitor is.
+async fn log_in_from(app: &TestApp, address: &str, email: &str, password: &str) -> Answer {
+    let anonymous = app.anonymous();
+    let request = anonymous.request(Method::POST, "/api/v1/login");
+    let request = request.header("x-forwarded-for", address);
+    send(request.json(&json!({ "email": email, "password": password }))).await
+}
+
 #[tokio::test]
-async fn after_ten_failures_an_account_is_closed_for_a_while_even_to_the_right_password() {
-    let app = TestApp::start().await;
+async fn after_ten_failures_an_account_is_closed_to_that_address_and_open_to_its_owner() {
+    let app = TestApp::start_with(&[("LORIKEET_TRUSTED_PROXIES", "1")]).await;
     app.sign_up("ann").await;
     app.sign_up("ben").await;
-    let anonymous = app.anonymous();
-    let body = |password: &str| json!({ "email": "Ann@example.com", "password": password });
+    let (stranger, owner) = ("203.0.113.7", "198.51.100.4");
     // At once: a limit that is checked before it is counted would let all of them through.
-    let attempts = (0..20).map(|_| anonymous.post("/api/v1/login", body("wrong password")));
+    let attempts =
+        (0..20).map(|_| log_in_from(&app, stranger, "Ann@example.com", "wrong password"));
     let answers = futures::future::join_all(attempts).await;
     let tried = answers.iter().filter(|a| a.code() == "wrong_credentials").count();
     let refused = answers.iter().filter(|a| a.code() == "too_many_attempts").count();
     assert_eq!((tried, refused), (10, 10));
-    let right = anonymous.post("/api/v1/login", body(PASSWORD)).await;
+    let right = log_in_from(&app, stranger, "ann@example.com", PASSWORD).await;
     assert_eq!(right.status, StatusCode::TOO_MANY_REQUESTS);
     let wait: u64 = right.headers["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=900).contains(&wait), "{wait}");
-    app.log_in("ben@example.com").await;
+    for (address, email) in [(owner, "ann@example.com"), (stranger, "ben@example.com")] {
+        let answer = log_in_from(&app, address, email, PASSWORD).await;
+        assert_eq!(answer.status, StatusCode::OK, "{address} {email}");
+    }
 
     sqlx::query("update login_attempt set window_start = window_start - interval '15 minutes'")
         .execute(&mut app.owner().await)
         .await
         .unwrap();
-    app.log_in("ann@example.com").await;
+    let later = log_in_from(&app, stranger, "ann@example.com", PASSWORD).await;
+    assert_eq!(later.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn guessing_from_many_addresses_or_at_many_accounts_is_bounded_too() {
+    let app = TestApp::start_with(&[("LORIKEET_TRUSTED_PROXIES", "1")]).await;
+    app.sign_up("ann").await;
+    let mut owner = app.owner().await;
+    // All but the last of what either bound allows, without waiting for so many hashes.
+    for (address, email) in [("203.0.113.7", "ann@example.com"), ("203.0.113.8", "a@b.example")] {
+        log_in_from(&app, address, email, "wrong password").await;
+    }
+    let used = "update login_attempt set failures = $1 where failures = 1";
+    sqlx::query(used).bind(99).execute(&mut owner).await.unwrap();
+    let code = async |address: &str, email: &str| {
+        log_in_from(&app, address, email, "wrong password").await.code().to_owned()
+    };
+    // The 100th from an address is the last, whatever the account.
+    assert_eq!(code("203.0.113.8", "c@d.example").await, "wrong_credentials");
+    assert_eq!(code("203.0.113.8", "e@f.example").await, "too_many_attempts");
+    // An account allows 200 from all addresses together.
+    sqlx::query("update login_attempt set failures = 199 where failures = 99")
+        .execute(&mut owner)
+        .await
+        .unwrap();
+    assert_eq!(code("203.0.113.20", "ann@example.com").await, "wrong_credentials");
+    assert_eq!(code("203.0.113.21", "ann@example.com").await, "too_many_attempts");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Uploads, their checks, and what becomes of adapters.
 
 use crate::push::{Ahead, Files, Plant, files_in, files_of, put_object};
-use crate::support::TestApp;
+use crate::support::{TestApp, connect};
 use lorikeet_contract::adapter::files::WEIGHTS_FILE;
 use lorikeet_contract::adapter::testing::{RandomAdapter, smollm2_135m};
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype};
@@ -10,6 +10,8 @@ use lorikeet_contract::{ContentDigest, Linear};
 use prost::Message;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use sqlx::Connection;
+use std::time::Duration;
 
 fn small_adapter(seed: u64) -> Files {
     let adapter = RandomAdapter { rank: 2, seed, ..RandomAdapter::default() };
@@ -410,4 +412,48 @@ async fn an_object_store_that_is_away_is_said_to_be_and_nothing_is_begun() {
     assert_eq!(refused.code(), "object_store_unavailable");
     assert!(refused.headers.contains_key("retry-after"));
     assert_eq!(client.get("/api/v1/adapters").await.body["adapters"], json!([]));
+}
+
+/// A deletion holds the version's row and wants the upload's; whoever completes or cancels must not hold
+/// the upload's and want the version's.
+#[tokio::test]
+async fn completing_and_cancelling_lock_rows_in_the_order_in_which_a_deletion_does() {
+    let plant = Plant::start().await;
+    let client = plant.app.sign_up("pirate-co").await;
+    let files = small_adapter(1);
+    for path in ["complete", ""] {
+        let started = client.start_upload("pirate", &files, Ahead::No).await.body;
+        client.send_all_parts(&started, &files).await;
+        let upload = started["upload_id"].as_str().unwrap();
+        let mut owner = plant.app.owner().await;
+        let mut deletion = owner.begin().await.unwrap();
+        sqlx::query("set local lock_timeout = '3s'").execute(&mut *deletion).await.unwrap();
+        sqlx::query("select from adapter_version where state = 'uploading' for update")
+            .execute(&mut *deletion)
+            .await
+            .unwrap();
+        let end = async {
+            match path {
+                "" => client.delete(&format!("/api/v1/uploads/{upload}")).await,
+                _ => client.post(&format!("/api/v1/uploads/{upload}/{path}"), json!({})).await,
+            }
+        };
+        let delete = async {
+            // Until the other waits for a lock that this holds.
+            let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'
+                         and datname = current_database()";
+            let mut looking = connect("postgres", &plant.app.database).await;
+            while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut looking).await.unwrap() == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let locked = sqlx::query("select from upload where state = 'open' for update")
+                .execute(&mut *deletion)
+                .await;
+            locked.expect("nobody else holds the upload");
+            deletion.rollback().await.unwrap();
+        };
+        let (answer, ()) = futures::join!(end, delete);
+        assert!(answer.status.is_success(), "{answer:?}");
+        plant.settle().await;
+    }
 }

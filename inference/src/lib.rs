@@ -9,6 +9,7 @@ pub mod config;
 mod durable;
 pub mod engine;
 mod exp;
+pub mod guidance;
 pub mod kv;
 pub mod limits;
 pub mod link;

@@ -16,6 +16,7 @@ use crate::api::{self, Api, Tokenizing};
 use crate::config::{Config, DrainConfig};
 use crate::durable::unix_ms;
 use crate::engine::{EngineHandle, EngineState};
+use crate::guidance::Guidance;
 use crate::link::{Keeper, Link, Manifest, Presentation, Uplink};
 use crate::model::{self, LoadedModel, ModelWeights};
 use crate::telemetry::{self, Sources, Telemetry, Traces};
@@ -78,6 +79,9 @@ pub async fn serve(
     // The log first: a second process on the same data must not get as far as the model.
     let usage = Arc::new(open_usage(&config).await?);
     let model = load_model(&config).await?;
+    let tokenizer = Arc::new(model.tokenizer);
+    let eos_tokens = model.weights.config.eos_tokens.clone();
+    let guidance = Guidance::new(tokenizer.clone(), model.base.vocab_size, eos_tokens);
     let (engine, base) = (engine::start(&config, model.weights, store)?, model.base);
 
     let manifest = Arc::new(Manifest::default());
@@ -120,9 +124,10 @@ pub async fn serve(
     });
     let api = Arc::new(Api {
         base: base.clone(),
-        tokenizer: model.tokenizer,
+        tokenizer,
         tokenizing: Tokenizing::default(),
         chat_template: model.chat_template,
+        guidance: Arc::new(guidance),
         manifest,
         usage: usage.clone(),
         engine: engine.handle.clone(),

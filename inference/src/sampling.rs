@@ -2,9 +2,11 @@
 //! token, whatever else runs.
 
 mod edits;
+mod mask;
 mod random;
 
 pub use edits::{LogitEdit, LogitEditor, LogitRules};
+pub use mask::TokenMask;
 
 use crate::exp::exp;
 use random::uniform;
@@ -55,16 +57,17 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// As [`Sampler::draw`], from the logits as `edits` change them. Edits of tokens that the
-    /// vocabulary does not have are left out.
+    /// As [`Sampler::draw`], from the logits as `edits` change them and of the `allowed` tokens only.
+    /// Edits of tokens that the vocabulary does not have are left out.
     pub fn draw_edited(
         &mut self,
         logits: &[f32],
         edits: &[LogitEdit],
+        allowed: Option<&TokenMask>,
         params: &SamplingParams,
         output_index: u32,
     ) -> u32 {
-        if edits.is_empty() {
+        if edits.is_empty() && allowed.is_none() {
             return self.draw(logits, params, output_index);
         }
         let mut edited = std::mem::take(&mut self.edited);
@@ -74,6 +77,9 @@ impl Sampler {
             if let Some(logit) = edited.get_mut(edit.token as usize) {
                 *logit = edit.apply(*logit);
             }
+        }
+        if let Some(allowed) = allowed {
+            allowed.apply(&mut edited);
         }
         let token = self.draw(&edited, params, output_index);
         self.edited = edited;
@@ -366,13 +372,16 @@ mod tests {
         let (logits, mut sampler) = ([1.0, 2.0, 3.0], Sampler::default());
         let greedy = SamplingParams { temperature: 0.0, ..Default::default() };
         let ban = |token| LogitEdit { token, divisor: 1.0, add: f32::NEG_INFINITY };
-        assert_eq!(sampler.draw_edited(&logits, &[], &greedy, 0), 2);
-        assert_eq!(sampler.draw_edited(&logits, &[ban(2), ban(9)], &greedy, 0), 1);
+        assert_eq!(sampler.draw_edited(&logits, &[], None, &greedy, 0), 2);
+        assert_eq!(sampler.draw_edited(&logits, &[ban(2), ban(9)], None, &greedy, 0), 1);
         let any = SamplingParams::default();
         let only = [ban(0), ban(2)];
-        assert!((0..50).all(|index| sampler.draw_edited(&logits, &only, &any, index) == 1));
+        assert!((0..50).all(|index| sampler.draw_edited(&logits, &only, None, &any, index) == 1));
         let halved = [LogitEdit { token: 2, divisor: 2.0, add: 0.0 }];
-        assert_eq!(sampler.draw_edited(&logits, &halved, &greedy, 0), 1);
+        assert_eq!(sampler.draw_edited(&logits, &halved, None, &greedy, 0), 1);
+        let first = TokenMask::new([0b1]);
+        assert_eq!(sampler.draw_edited(&logits, &halved, Some(&first), &greedy, 0), 0);
+        assert!((0..50).all(|i| sampler.draw_edited(&logits, &[], Some(&first), &any, i) == 0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Every way in which a request fails, and the one place where it becomes a response.
 
 use crate::engine::{RequestError, SubmitError};
+use crate::guidance::GuidanceError;
 use crate::limits::Exceeded;
 use crate::model::{PromptError, TemplateError};
 use crate::telemetry::{ErrorCode, Outcome};
@@ -227,6 +228,10 @@ impl From<RequestError> for ApiError {
             RequestError::Deadline => Self::Deadline,
             RequestError::Revoked => Self::Revoked,
             RequestError::Engine(_) => Self::Stopped,
+            RequestError::Guidance(GuidanceError::Internal) => Self::Internal,
+            complex @ RequestError::Guidance(GuidanceError::TooComplex) => {
+                Self::Invalid { message: format!("Make it simpler: {complex}."), param: None }
+            }
             RequestError::Unsupported(param) => {
                 Self::invalid(param, format!("{error}: leave it out."))
             }

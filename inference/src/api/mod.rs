@@ -31,6 +31,7 @@ mod usage;
 mod warm_up;
 
 use crate::engine::EngineHandle;
+use crate::guidance::Guidance;
 use crate::limits::Limiter;
 use crate::link::Manifest;
 use crate::model::{ChatTemplate, Tokenizer};
@@ -58,9 +59,10 @@ const MAX_BODY_BYTES: usize = 4 << 20;
 /// What handlers share.
 pub struct Api {
     pub base: BaseModelSpec,
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     pub tokenizing: Tokenizing,
     pub chat_template: ChatTemplate,
+    pub guidance: Arc<Guidance>,
     pub manifest: Arc<Manifest>,
     pub usage: Arc<UsageLog>,
     pub engine: EngineHandle,

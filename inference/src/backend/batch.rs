@@ -2,7 +2,8 @@
 
 use super::AdapterSlot;
 use crate::kv::BlockId;
-use crate::sampling::{LogitEdit, SamplingParams};
+use crate::sampling::{LogitEdit, SamplingParams, TokenMask};
+use std::sync::Arc;
 
 /// One running generation inside the engine; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,6 +77,8 @@ pub struct SampleRequest {
     /// Applied to the logits before the draw; each token at most once. Log probabilities are those of
     /// the logits as the model gave them. Empty unless [`Backend::edits_logits`](super::Backend).
     pub edits: Vec<LogitEdit>,
+    /// Only these are drawn. None: any token. None unless [`Backend::masks_tokens`](super::Backend).
+    pub allowed: Option<Arc<TokenMask>>,
     /// Log probabilities of this many most likely tokens, beside the chosen one's. None: none at all.
     pub logprobs: Option<u8>,
 }

@@ -101,6 +101,9 @@ pub trait Backend: Send {
     /// True when it applies [`SampleRequest::edits`]. Requests that need them are refused otherwise.
     fn edits_logits(&self) -> bool;
 
+    /// True when it applies [`SampleRequest::allowed`]. Requests that need it are refused otherwise.
+    fn masks_tokens(&self) -> bool;
+
     fn host_allocator(&self) -> Arc<dyn HostAllocator>;
 
     /// Bytes the adapter will occupy on the device, at its true rank.

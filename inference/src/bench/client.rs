@@ -64,6 +64,7 @@ pub(super) async fn request(
         prompt,
         params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         rules: LogitRules::default(),
+        guide: None,
         max_tokens: config.output_tokens,
         stop_tokens: Vec::new(),
         ignore_eos: true,

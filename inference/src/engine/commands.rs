@@ -4,6 +4,7 @@ use super::handle::{Command, Submission};
 use super::places::Places;
 use super::{Engine, EngineEvent, EngineRequest, EngineState, FinishReason, RequestError, Usage};
 use crate::backend::batch::SequenceId;
+use crate::guidance::{GuidanceError, Walker};
 use crate::scheduler::{Ending, NewSequence, Sequence};
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::time::Instant;
@@ -16,8 +17,16 @@ pub(super) struct Request {
     pub tenant: TenantId,
     pub key: Option<KeyId>,
     pub events: mpsc::Sender<EngineEvent>,
+    /// None where no grammar is followed, and while the next mask is being computed.
+    pub walker: Option<Walker>,
     /// Its place among the requests held, given back when the request has ended.
     pub _place: Places,
+}
+
+impl Request {
+    pub fn take_walker(&mut self) -> Option<Walker> {
+        self.walker.take()
+    }
 }
 
 impl Engine {
@@ -67,6 +76,16 @@ impl Engine {
         {
             return fail(&submission.request, RequestError::Unsupported(parameter));
         }
+        if let Some(guide) = &submission.request.guide {
+            if !self.backend.masks_tokens() {
+                let error = RequestError::Unsupported(guide.parameter);
+                return fail(&submission.request, error);
+            }
+            if let Err(error) = self.mask_pool() {
+                tracing::error!(%error, "no threads for grammars");
+                return fail(&submission.request, GuidanceError::Internal.into());
+            }
+        }
         let Submission { request, submitted, place } = submission;
         let EngineRequest {
             id: request_id,
@@ -77,6 +96,7 @@ impl Engine {
             prompt,
             params,
             rules,
+            guide,
             max_tokens,
             mut stop_tokens,
             ignore_eos,
@@ -90,7 +110,9 @@ impl Engine {
         let context = self.config.base.context_length as usize;
         let id = SequenceId(self.next_sequence);
         self.next_sequence += 1;
-        self.requests.insert(id, Request { id: request_id, tenant, key, events, _place: place });
+        let (walker, allowed) = guide.map(|guide| (guide.walker, guide.first)).unzip();
+        let request = Request { id: request_id, tenant, key, events, walker, _place: place };
+        self.requests.insert(id, request);
         self.by_id.insert(request_id, id);
         let new = NewSequence {
             id,
@@ -101,6 +123,7 @@ impl Engine {
             prompt,
             params,
             rules,
+            allowed,
             logprobs,
             stop_tokens,
             deadline,
@@ -156,7 +179,7 @@ impl Engine {
     }
 
     /// Sends a request's last event and lets go of it.
-    fn end(&mut self, id: SequenceId, event: EngineEvent) {
+    pub(super) fn end(&mut self, id: SequenceId, event: EngineEvent) {
         let Some(request) = self.requests.remove(&id) else { return };
         self.by_id.remove(&request.id);
         // A full or closed channel: nobody is left to be told.
@@ -201,7 +224,7 @@ fn fail(request: &EngineRequest, error: RequestError) {
     let _ = request.events.try_send(EngineEvent::Failed { error, usage });
 }
 
-fn usage(sequence: &Sequence, now: Instant) -> Usage {
+pub(super) fn usage(sequence: &Sequence, now: Instant) -> Usage {
     Usage {
         prompt_tokens: sequence.prompt_tokens() as u32,
         cached_tokens: sequence.cached_tokens(),

@@ -44,7 +44,8 @@ impl Engine {
             return Ok(false);
         };
         let mut output = self.backend.collect(ticket)?;
-        self.metrics.step_seconds.observe_duration(submitted.elapsed());
+        self.last_step = submitted.elapsed();
+        self.metrics.step_seconds.observe_duration(self.last_step);
         if output.sequences.len() != plan.sequences.len() {
             return Err(EngineError::Contract("a step's output has other sequences than it had"));
         }
@@ -86,7 +87,7 @@ impl Engine {
             Commit::Ended(sequence, ending) => self.finish(&sequence, ending, now),
             // The reader is gone, or has let its channel fill up.
             _ if !delivered => self.cancel(id, now),
-            _ => {}
+            _ => token.into_iter().for_each(|token| self.follow(id, token)),
         }
         Ok(())
     }
@@ -123,6 +124,7 @@ fn fill_one(step: &mut SequenceStep, planned: &PlannedSequence, sequence: &Seque
         params: sequence.params().clone(),
         output_index: (planned.position + planned.rows - sequence.prompt_tokens()) as u32,
         edits: sequence.edits().to_vec(),
+        allowed: sequence.allowed().cloned(),
         logprobs: sequence.logprobs(),
     });
     if planned.follows_pending {

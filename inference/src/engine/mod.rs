@@ -18,6 +18,7 @@
 mod commands;
 mod config;
 mod execute;
+mod guided;
 mod handle;
 mod places;
 pub mod request;
@@ -30,6 +31,7 @@ use crate::adapters::loader::{AdapterLoader, LoadEvent};
 use crate::adapters::residency::{AdapterAction, LoadAction, Residency, UploadFailure};
 use crate::backend::batch::SequenceId;
 use crate::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
+use crate::guidance::MaskPool;
 use crate::kv::BlockPool;
 use crate::scheduler::{Prices, Scheduler, SchedulerConfig, SequenceMap, StepPlan};
 use crate::telemetry::{EngineMetrics, Move, MoveEnd, Moves};
@@ -38,7 +40,7 @@ use handle::Command;
 use lorikeet_contract::RequestId;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use warm_up::WarmingUp;
 
@@ -91,6 +93,10 @@ pub struct Engine {
 
     warm_ups: Vec<WarmingUp>,
     step: u64,
+    /// What the step collected last took; zero once it has been used.
+    last_step: Duration,
+    /// None until a request follows a grammar.
+    masks: Option<MaskPool>,
     in_flight: VecDeque<InFlight>,
     /// The residency that the snapshot shows.
     reported_changes: Option<u64>,
@@ -140,6 +146,8 @@ impl Engine {
             state: EngineState::Running,
             warm_ups: Vec::new(),
             step: 0,
+            last_step: Duration::ZERO,
+            masks: None,
             in_flight: VecDeque::new(),
             reported_changes: None,
             spare_plans: Vec::new(),
@@ -167,6 +175,7 @@ impl Engine {
             return Ok(false);
         }
         self.accept_adapter_events(now)?;
+        self.accept_masks(now);
         let mut plan = self.spare_plans.pop().unwrap_or_default();
         self.scheduler.schedule(now, &mut self.kv, &mut self.residency, &mut plan);
         self.metrics.preemptions.add(plan.preempted.into());

@@ -2,6 +2,7 @@
 
 use crate::adapters::AdapterManifest;
 use crate::backend::SampledToken;
+use crate::guidance::{GuidanceError, Guide};
 use crate::sampling::{LogitRules, SamplingParams};
 use crate::share::TenantShare;
 use lorikeet_contract::{KeyId, RequestId, TenantId};
@@ -23,6 +24,9 @@ pub struct EngineRequest {
     pub params: SamplingParams,
     /// Needs a backend that [edits logits](crate::backend::Backend::edits_logits), or the request fails.
     pub rules: LogitRules,
+    /// The grammar to follow. Needs a backend that [masks tokens](crate::backend::Backend::masks_tokens),
+    /// or the request fails.
+    pub guide: Option<Guide>,
     pub max_tokens: u32,
     /// End the sequence when drawn; the token itself is reported and counted.
     pub stop_tokens: Vec<u32>,
@@ -57,7 +61,7 @@ pub enum EngineEvent {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// A stop token.
+    /// A stop token, or the end of the grammar.
     Stop,
     /// `max_tokens`, the context length, or all of the node's KV blocks.
     Length,
@@ -87,6 +91,8 @@ pub enum RequestError {
     Deadline,
     #[error("the node's device does not support `{0}`")]
     Unsupported(&'static str),
+    #[error(transparent)]
+    Guidance(#[from] GuidanceError),
     #[error("the prompt needs {needed} KV blocks, the node has {available}")]
     TooLarge { needed: u32, available: u32 },
     #[error("access was revoked while the request ran")]

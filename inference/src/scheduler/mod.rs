@@ -23,6 +23,8 @@ mod tenants;
 use crate::adapters::residency::{Claims, Residency};
 use crate::backend::batch::SequenceId;
 use crate::kv::BlockPool;
+use crate::sampling::TokenMask;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use step::Decode;
 use tenants::{Served, Tenants};
@@ -134,6 +136,14 @@ impl Scheduler {
         self.tenants.arrive(account, sequence.id);
         self.sequences.insert(sequence.id, sequence);
         Ok(())
+    }
+
+    /// The tokens that a sequence's next draw may take. Until it is told after each token, a sequence
+    /// that began with such a set sits out the steps.
+    pub fn allow(&mut self, id: SequenceId, mask: Arc<TokenMask>) {
+        if let Some(sequence) = self.sequences.get_mut(&id) {
+            sequence.allow(mask);
+        }
     }
 
     /// Ends a sequence at any moment. What a submitted step still draws for it is ignored.

@@ -7,7 +7,7 @@ use crate::adapters::residency::{AdapterDemand, AdapterLease};
 use crate::adapters::{AdapterKey, AdapterManifest};
 use crate::backend::batch::SequenceId;
 use crate::kv::{BlockPool, BlockTable, PrefixScope};
-use crate::sampling::{LogitEdit, LogitEditor, LogitRules, SamplingParams};
+use crate::sampling::{LogitEdit, LogitEditor, LogitRules, SamplingParams, TokenMask};
 use crate::share::TenantShare;
 use lorikeet_contract::TenantId;
 use std::sync::Arc;
@@ -24,6 +24,9 @@ pub struct NewSequence {
     pub prompt: Vec<u32>,
     pub params: SamplingParams,
     pub rules: LogitRules,
+    /// The tokens of the first draw; [`Scheduler::allow`](super::Scheduler::allow) gives those of each
+    /// later one. None: any token, always.
+    pub allowed: Option<Arc<TokenMask>>,
     pub logprobs: Option<u8>,
     /// Tokens, prompt included, at which it ends; earlier when the whole cache holds fewer.
     pub max_len: usize,
@@ -43,6 +46,15 @@ pub enum Ending {
     TooLarge { needed: u32, available: u32 },
 }
 
+/// What the next draw may take.
+#[derive(Debug)]
+enum Choice {
+    Any,
+    Only(Arc<TokenMask>),
+    /// Not known yet: a grammar has to take up the token before it.
+    Unknown,
+}
+
 #[derive(Debug)]
 pub struct Sequence {
     pub id: SequenceId,
@@ -60,6 +72,7 @@ pub struct Sequence {
     params: SamplingParams,
     /// None: nothing to edit.
     editor: Option<LogitEditor>,
+    choice: Choice,
     logprobs: Option<u8>,
     pub(super) deadline: Option<Instant>,
     /// None once the adapter has been on the device, or without one.
@@ -92,6 +105,7 @@ impl Sequence {
             adapter: None,
             editor: LogitEditor::new(new.rules, &new.prompt, &new.stop_tokens),
             adapter_bytes,
+            choice: new.allowed.map_or(Choice::Any, Choice::Only),
             prompt_len: new.prompt.len(),
             tokens: new.prompt,
             max_len: new.max_len.min(kv.max_tokens()),
@@ -131,6 +145,23 @@ impl Sequence {
     /// For the next draw.
     pub fn edits(&self) -> &[LogitEdit] {
         self.editor.as_ref().map_or(&[], LogitEditor::edits)
+    }
+
+    /// In the next draw. None: any token.
+    pub fn allowed(&self) -> Option<&Arc<TokenMask>> {
+        match &self.choice {
+            Choice::Only(mask) => Some(mask),
+            Choice::Any | Choice::Unknown => None,
+        }
+    }
+
+    pub(super) fn allow(&mut self, mask: Arc<TokenMask>) {
+        self.choice = Choice::Only(mask);
+    }
+
+    /// Its next draw cannot be planned.
+    pub(super) fn awaits_mask(&self) -> bool {
+        matches!(self.choice, Choice::Unknown)
     }
 
     pub fn logprobs(&self) -> Option<u8> {
@@ -176,7 +207,11 @@ impl Sequence {
     /// Tokens that the next step can feed in. The last token of all is drawn, never fed. A token
     /// that is still being drawn cannot be fed where the draw after it depends on it.
     pub(super) fn remaining(&self) -> usize {
-        let waits = self.editor.as_ref().is_some_and(LogitEditor::depends_on_last_token);
+        let waits = match self.choice {
+            Choice::Unknown => return 0,
+            Choice::Only(_) => true,
+            Choice::Any => self.editor.as_ref().is_some_and(LogitEditor::depends_on_last_token),
+        };
         let pending = if waits { 0 } else { self.pending };
         (self.tokens.len() + pending).min(self.max_len - 1) - self.computed
     }
@@ -247,6 +282,9 @@ impl Sequence {
         self.tokens.push(token);
         if let Some(editor) = &mut self.editor {
             editor.drew(token);
+        }
+        if matches!(self.choice, Choice::Only(_)) {
+            self.choice = Choice::Unknown;
         }
         if self.stop_tokens.contains(&token) {
             return Some(Ending::Stop);

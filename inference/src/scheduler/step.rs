@@ -184,8 +184,9 @@ impl Scheduler {
         let sequences = &self.sequences;
         let waiting = self.tenants.next(|id| {
             let sequence = sequences.get(&id)?;
-            // Its last token is still being drawn by a step submitted before it lost its room.
-            if sequence.pending > 0 {
+            // Its last token is still being drawn by a step submitted before it lost its room, or what
+            // may follow that token is not known.
+            if sequence.pending > 0 || sequence.awaits_mask() {
                 return None;
             }
             lease(sequence, residency)

@@ -7,6 +7,7 @@ use crate::api::Api;
 use crate::api::auth::Caller;
 use crate::api::error::ApiError;
 use crate::engine::{EngineEvent, EngineHandle, EngineRequest, Places};
+use crate::guidance::Compiled;
 use crate::telemetry::{Course, Observation, Outcome, Served};
 use lorikeet_contract::RequestId;
 use std::future::poll_fn;
@@ -39,8 +40,15 @@ struct Choice {
 
 impl Choices {
     /// Hands the first choice of each prompt to the engine, and keeps places for the others.
-    pub fn start(api: &Api, caller: &Caller, work: Work, id: RequestId) -> Result<Self, ApiError> {
+    pub fn start(
+        api: &Api,
+        caller: &Caller,
+        work: Work,
+        compiled: Option<&Compiled>,
+        id: RequestId,
+    ) -> Result<Self, ApiError> {
         let Work { model, prompts, parameters } = work;
+        let parameter = parameters.grammar.as_ref().map_or("", |wanted| wanted.parameter);
         let per_prompt = parameters.n as usize;
         let served =
             Served { tenant: caller.tenant, model: model.name.clone(), adapter: model.version() };
@@ -66,6 +74,7 @@ impl Choices {
                     prompt: prompt.clone(),
                     params: parameters.of_choice(choice),
                     rules: parameters.rules.clone(),
+                    guide: compiled.map(|compiled| compiled.guide(parameter)),
                     max_tokens,
                     stop_tokens: Vec::new(),
                     ignore_eos: parameters.ignore_eos,

@@ -91,6 +91,13 @@ impl Generation {
         if !api.usage.is_writable() {
             return Err(ApiError::NoUsageLog);
         }
+        let compiled = match &work.parameters.grammar {
+            None => None,
+            Some(wanted) => {
+                let compiled = api.guidance.compile(caller.tenant, &wanted.grammar).await;
+                Some(compiled.map_err(|error| wanted.refused(error))?)
+            }
+        };
         let prompt = work.prompts.iter().map(|prompt| prompt.len() as u64).sum::<u64>();
         let permit = caller.permit.clone();
         if let Some(permit) = &permit {
@@ -106,11 +113,12 @@ impl Generation {
             base_weights_digest: api.base.weights_digest,
             prompt_tokens: counts.prompt,
         };
-        let choices = Choices::start(&api, caller, work, id).inspect_err(|_| {
-            if let Some(permit) = &permit {
-                permit.withdraw();
-            }
-        })?;
+        let choices =
+            Choices::start(&api, caller, work, compiled.as_deref(), id).inspect_err(|_| {
+                if let Some(permit) = &permit {
+                    permit.withdraw();
+                }
+            })?;
         // From here on an early return drops `choices`, which cancels the request.
         let (meter, opened) = api.usage.admit(&admission)?;
         let generation = Self { api, id, choices, meter, permit, counts, timing: None, cut: false };

@@ -6,11 +6,13 @@
 
 mod bias;
 mod fields;
+mod grammar;
 mod range;
 pub mod schema;
 mod stop;
 
 pub use fields::Fields;
+pub use grammar::WantedGrammar;
 pub use range::{Integer, Real};
 
 use super::error::ApiError;
@@ -90,6 +92,8 @@ pub struct Parameters {
     pub model: String,
     pub sampling: SamplingParams,
     pub rules: LogitRules,
+    /// What each answer follows.
+    pub grammar: Option<WantedGrammar>,
     /// Answers to each prompt.
     pub n: u32,
     pub stop: Vec<String>,
@@ -136,6 +140,7 @@ impl Parameters {
                 bias: bias::take(fields, vocab_size)?,
                 min_tokens: fields.integer(&MIN_TOKENS)?.unwrap_or(0),
             },
+            grammar: grammar::take(fields)?,
             n,
             stop: stop::take(fields)?,
             max_tokens: None,

@@ -87,6 +87,9 @@ fn shared() -> Map<String, Value> {
         Value::Object(properties) => properties,
         _ => Map::new(),
     };
+    if let Value::Object(grammars) = super::grammar::properties() {
+        properties.extend(grammars);
+    }
     properties.extend(REALS.iter().map(|real| (real.name.to_owned(), real.schema())));
     properties
 }

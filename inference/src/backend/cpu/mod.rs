@@ -206,6 +206,10 @@ impl<T: Element> Backend for CpuBackend<T> {
         true
     }
 
+    fn masks_tokens(&self) -> bool {
+        true
+    }
+
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
         Arc::new(HeapAllocator)
     }

@@ -85,7 +85,8 @@ fn draw(sampler: &mut Sampler, row: LogitRow, logits: &[f32], batch: &StepBatch)
 }
 
 fn sample(sampler: &mut Sampler, logits: &[f32], request: &SampleRequest) -> SampledToken {
-    let token = sampler.draw_edited(logits, &request.edits, &request.params, request.output_index);
+    let SampleRequest { params, output_index, edits, allowed, .. } = request;
+    let token = sampler.draw_edited(logits, edits, allowed.as_deref(), params, *output_index);
     let Some(top) = request.logprobs else {
         return SampledToken { token, logprob: None, top_logprobs: Vec::new() };
     };

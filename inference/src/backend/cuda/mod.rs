@@ -298,6 +298,10 @@ impl Backend for CudaBackend {
         true
     }
 
+    fn masks_tokens(&self) -> bool {
+        false
+    }
+
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
         Arc::new(self.pinned.clone())
     }

@@ -156,12 +156,12 @@ impl SimBackend {
         Ok(SequenceOutput { sequence: step.sequence, sampled, logits: Vec::new() })
     }
 
-    /// The token after a state: the likeliest, once the edits are applied.
+    /// The token after a state: the likeliest that is allowed, once the edits are applied.
     fn draw(&self, state: u64, request: &SampleRequest) -> SampledToken {
         let seed = if request.params.temperature > 0.0 { request.params.seed } else { 0 };
         let vocab = u64::from(self.config.vocab_size);
         let ranks = Ranks { first: mix(state ^ self.config.seed, seed) % vocab, vocab };
-        let token = ranks.likeliest(&request.edits);
+        let token = ranks.likeliest(&request.edits, request.allowed.as_deref());
         let nth = |rank| (ranks.token(rank), Ranks::logprob(rank));
         SampledToken {
             token,
@@ -191,6 +191,10 @@ impl Backend for SimBackend {
     }
 
     fn edits_logits(&self) -> bool {
+        true
+    }
+
+    fn masks_tokens(&self) -> bool {
         true
     }
 

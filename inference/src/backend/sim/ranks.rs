@@ -1,7 +1,7 @@
 //! The simulated distribution: the tokens in a ring from the likeliest on, each of half the
 //! probability of the one before it.
 
-use crate::sampling::LogitEdit;
+use crate::sampling::{LogitEdit, TokenMask};
 use std::f32::consts::LN_2;
 
 /// Ranks from here on are equally unlikely, so that a large bias can raise any token.
@@ -26,16 +26,21 @@ impl Ranks {
         -((rank.min(TAIL) + 1) as f32) * LN_2
     }
 
-    /// After the edits; of equally likely tokens the one of the lowest rank. Edits of tokens that
-    /// the vocabulary does not have are left out.
-    pub fn likeliest(&self, edits: &[LogitEdit]) -> u32 {
+    /// After the edits, of the allowed tokens; of equally likely ones that of the lowest rank. Edits of
+    /// tokens that the vocabulary does not have are left out.
+    pub fn likeliest(&self, edits: &[LogitEdit], allowed: Option<&TokenMask>) -> u32 {
+        let allows = |token| allowed.is_none_or(|allowed| allowed.allows(token));
         let edited = edits.iter().filter(|edit| u64::from(edit.token) < self.vocab);
+        let edited = edited.filter(|edit| allows(edit.token));
         let edited = edited.map(|edit| {
             let rank = self.rank(edit.token);
             (rank, edit.apply(Self::logprob(rank)))
         });
         // Of the tokens without an edit only the first can be the likeliest.
-        let free = (0..self.vocab).find(|rank| edits.iter().all(|e| e.token != self.token(*rank)));
+        let free = (0..self.vocab).find(|rank| {
+            let token = self.token(*rank);
+            allows(token) && edits.iter().all(|edit| edit.token != token)
+        });
         let all = edited.chain(free.map(|rank| (rank, Self::logprob(rank))));
         let best = all.min_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         self.token(best.map_or(0, |(rank, _)| rank))
@@ -50,10 +55,13 @@ mod tests {
     fn bans_penalties_and_biases_move_the_draw() {
         let ranks = Ranks { first: 8, vocab: 10 };
         let edit = |token, add| LogitEdit { token, divisor: 1.0, add };
-        assert_eq!(ranks.likeliest(&[]), 8);
-        assert_eq!(ranks.likeliest(&[edit(8, f32::NEG_INFINITY), edit(9, -2.0)]), 0);
-        assert_eq!(ranks.likeliest(&[edit(5, 100.0)]), 5);
-        assert_eq!(ranks.likeliest(&[LogitEdit { token: 8, divisor: 3.0, add: 0.0 }]), 9);
-        assert_eq!(ranks.likeliest(&[edit(10, 100.0)]), 8, "no such token");
+        assert_eq!(ranks.likeliest(&[], None), 8);
+        assert_eq!(ranks.likeliest(&[edit(8, f32::NEG_INFINITY), edit(9, -2.0)], None), 0);
+        assert_eq!(ranks.likeliest(&[edit(5, 100.0)], None), 5);
+        assert_eq!(ranks.likeliest(&[LogitEdit { token: 8, divisor: 3.0, add: 0.0 }], None), 9);
+        assert_eq!(ranks.likeliest(&[edit(10, 100.0)], None), 8, "no such token");
+        let mask = TokenMask::new([0b110]);
+        assert_eq!(ranks.likeliest(&[], Some(&mask)), 1);
+        assert_eq!(ranks.likeliest(&[edit(2, 50.0), edit(5, 100.0)], Some(&mask)), 2);
     }
 }

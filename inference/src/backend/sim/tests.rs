@@ -24,6 +24,7 @@ fn row(sequence: u64, position: u32, tokens: &[u32], blocks: &[u32]) -> Sequence
             params: SamplingParams::default(),
             output_index: 0,
             edits: Vec::new(),
+            allowed: None,
             logprobs: None,
         }),
         logits: LogitsWanted::None,

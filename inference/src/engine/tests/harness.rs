@@ -287,6 +287,7 @@ pub fn request(
         prompt: prompt.to_vec(),
         params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         rules: LogitRules::default(),
+        guide: None,
         max_tokens,
         stop_tokens: Vec::new(),
         ignore_eos: true,

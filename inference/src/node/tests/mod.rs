@@ -10,6 +10,7 @@ mod completions;
 mod control_plane;
 mod description;
 mod failures;
+mod guided;
 mod harness;
 mod limits;
 mod manifest;

@@ -48,6 +48,7 @@ fn batch(slots: &[AdapterSlot], count: u64, position: u32, tokens: usize, step: 
             params: GREEDY,
             output_index: 0,
             edits: Vec::new(),
+            allowed: None,
             logprobs: None,
         }),
         logits: LogitsWanted::None,

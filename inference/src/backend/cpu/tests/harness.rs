@@ -72,6 +72,7 @@ impl<B: Backend> Driver<B> {
                 params: sequence.params.clone(),
                 output_index: sequence.drawn,
                 edits: Vec::new(),
+                allowed: None,
                 logprobs: sequence.logprobs,
             };
             batch.sequences.push(SequenceStep {

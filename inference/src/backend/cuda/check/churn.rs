@@ -219,6 +219,7 @@ impl Churn {
                     params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
                     output_index: 0,
                     edits: Vec::new(),
+                    allowed: None,
                     logprobs: None,
                 }),
                 logits,

@@ -238,8 +238,13 @@ impl Driver {
                     _ => (Input::PreviousSample, prompt.len() + new - 1),
                 };
                 let params = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
-                let sample =
-                    SampleRequest { params, output_index: 0, edits: Vec::new(), logprobs: None };
+                let sample = SampleRequest {
+                    params,
+                    output_index: 0,
+                    edits: Vec::new(),
+                    allowed: None,
+                    logprobs: None,
+                };
                 SequenceStep { sample: Some(sample), ..step(tenant, place, input, position as u32) }
             };
             let sequences = (0..).zip(tenants).map(sequence).collect();

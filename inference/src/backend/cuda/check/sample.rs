@@ -49,7 +49,8 @@ fn run(
             add: if i % 7 == 0 { f32::NEG_INFINITY } else { random.float(6.0) },
         };
         let edits = (0..edits).map(edit).collect();
-        sequence.sample = Some(SampleRequest { params, output_index: index, edits, logprobs });
+        sequence.sample =
+            Some(SampleRequest { params, output_index: index, edits, allowed: None, logprobs });
     }
     // A few coarse values, so that there are ties, on top of what falls off as in a language model.
     let logits: Vec<f32> = (0..ROWS * vocabulary)
@@ -91,7 +92,7 @@ fn run(
         let params = SamplingParams { seed: draw.seed, ..params.clone() };
         let edits = batch.sequences[row].sample.iter().flat_map(|s| s.edits.clone());
         let edits: Vec<LogitEdit> = edits.collect();
-        let expected = sampler.draw_edited(logits, &edits, &params, draw.output_index);
+        let expected = sampler.draw_edited(logits, &edits, None, &params, draw.output_index);
         others += usize::from(tokens[row] != expected);
         let (logprob, likeliest) = log_probs(logits, tokens[row], draw.logprobs as u8);
         distance = distance.max(f64::from((logprob - logprobs[row]).abs()));

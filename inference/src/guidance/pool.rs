@@ -1,0 +1,92 @@
+//! The threads that compute masks while the backend runs steps.
+
+use super::{GuidanceError, Next, Walker};
+use crate::backend::batch::SequenceId;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
+use std::time::Instant;
+
+/// Half a millisecond of work for each guided row and step is more than a real grammar needs: two
+/// threads keep up with a hundred rows.
+const THREADS: usize = 2;
+/// Derivatives of regular expressions recurse.
+const STACK: usize = 16 << 20;
+
+struct Job {
+    sequence: SequenceId,
+    walker: Walker,
+    token: u32,
+}
+
+pub struct MaskDone {
+    pub sequence: SequenceId,
+    pub walker: Walker,
+    pub next: Result<Next, GuidanceError>,
+}
+
+/// Owned by the engine thread. Its threads end when it is dropped.
+pub struct MaskPool {
+    jobs: SyncSender<Job>,
+    done: Receiver<MaskDone>,
+    own: Sender<MaskDone>,
+    under_way: usize,
+}
+
+impl MaskPool {
+    /// `waiting` jobs are queued at most. Each end of one wakes `engine`.
+    pub fn start(waiting: usize, engine: &Thread) -> std::io::Result<Self> {
+        let (jobs, queue) = sync_channel(waiting);
+        let (own, done) = channel();
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..THREADS {
+            let (queue, done, engine) = (Arc::clone(&queue), own.clone(), engine.clone());
+            let thread = std::thread::Builder::new().name("lk-mask".into()).stack_size(STACK);
+            thread.spawn(move || work(&queue, &done, &engine))?;
+        }
+        Ok(Self { jobs, done, own, under_way: 0 })
+    }
+
+    /// Begins to compute what may follow `token`. Where the queue is full, as cancelled sequences can
+    /// make it, the caller's thread computes it itself.
+    pub fn begin(&mut self, sequence: SequenceId, walker: Walker, token: u32) {
+        self.under_way += 1;
+        let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
+            self.jobs.try_send(Job { sequence, walker, token })
+        else {
+            return;
+        };
+        // Cannot fail: the receiver is here.
+        let _ = self.own.send(run(job));
+    }
+
+    /// A mask that is there, or will be before `patience` is over.
+    pub fn poll(&mut self, patience: Instant) -> Option<MaskDone> {
+        if self.under_way == 0 {
+            return None;
+        }
+        let done = self.done.try_recv().ok().or_else(|| {
+            let left = patience.saturating_duration_since(Instant::now());
+            if left.is_zero() { None } else { self.done.recv_timeout(left).ok() }
+        })?;
+        self.under_way -= 1;
+        Some(done)
+    }
+}
+
+fn work(queue: &Mutex<Receiver<Job>>, done: &Sender<MaskDone>, engine: &Thread) {
+    loop {
+        let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(job) = job else { return };
+        if done.send(run(job)).is_err() {
+            return;
+        }
+        engine.unpark();
+    }
+}
+
+fn run(job: Job) -> MaskDone {
+    let Job { sequence, mut walker, token } = job;
+    let next = walker.advance(token);
+    MaskDone { sequence, walker, next }
+}

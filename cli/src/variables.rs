@@ -75,7 +75,7 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_MAX_REQUESTS", "max-requests", "Most requests held at once, waiting or running; one more gets 429 [default: 512]"),
     plain("LORIKEET_MAX_NUM_SEQS", "max-num-seqs", "Most sequences in one step"),
     plain("LORIKEET_MAX_NUM_BATCHED_TOKENS", "max-num-batched-tokens", "Most tokens in one step; auto: a GPU measures which number is best"),
-    plain("LORIKEET_ADAPTER_LOAD_TIMEOUT_S", "adapter-load-timeout-s", "Seconds after which a request fails (503) whose adapter is not there [default: 60]"),
+    plain("LORIKEET_ADAPTER_WAIT_SECONDS", "adapter-wait-seconds", "Seconds after which a request fails (503) whose adapter is not there [default: 60]"),
     plain("LORIKEET_ADAPTER_DEVICE_BYTES", "adapter-device-bytes", "Memory for adapters ready to run, in bytes"),
     plain("LORIKEET_ADAPTER_HOST_BYTES", "adapter-host-bytes", "Memory for adapters one copy away, in bytes"),
     plain("LORIKEET_ADAPTER_DISK_BYTES", "adapter-disk-bytes", "Disk for adapters that were used once, in bytes"),

@@ -288,7 +288,7 @@ where
             _ => vars.positive(MAX_ROWS)?.map_or(default.max_num_batched_tokens, |n| n as usize),
         },
         adapter_timeout: vars
-            .positive("LORIKEET_ADAPTER_LOAD_TIMEOUT_S")?
+            .positive("LORIKEET_ADAPTER_WAIT_SECONDS")?
             .map_or(default.adapter_timeout, Duration::from_secs),
     })
 }

@@ -12,7 +12,8 @@ async fn it_serves_until_it_is_told_to_stop() {
     let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = free.local_addr().unwrap().to_string();
     drop(free);
-    let config = config(&database().await, &[("LORIKEET_LISTEN", &address)]);
+    let vars = [("LORIKEET_LISTEN", address.as_str()), ("LORIKEET_METRICS_LISTEN", "off")];
+    let config = config(&database().await, &vars);
     let stop = CancellationToken::new();
     let serving = tokio::spawn(run(config, stop.clone()));
     let url = format!("http://{address}/api/v1/service");
@@ -67,7 +68,8 @@ async fn connections_that_postgres_has_cut_are_replaced() {
 async fn a_taken_port_is_named_with_the_setting_that_changes_it() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let config = config(&database().await, &[("LORIKEET_LISTEN", &address)]);
+    let vars = [("LORIKEET_LISTEN", address.as_str()), ("LORIKEET_METRICS_LISTEN", "off")];
+    let config = config(&database().await, &vars);
     let error = format!("{:#}", run(config, CancellationToken::new()).await.unwrap_err());
     assert!(error.contains(&address) && error.contains("LORIKEET_LISTEN"), "{error}");
 }

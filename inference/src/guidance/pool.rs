@@ -2,7 +2,8 @@
 
 use super::{GuidanceError, Next, Walker};
 use crate::backend::batch::SequenceId;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
 use std::time::Instant;
@@ -29,22 +30,24 @@ pub struct MaskDone {
 pub struct MaskPool {
     jobs: SyncSender<Job>,
     done: Receiver<MaskDone>,
-    own: Sender<MaskDone>,
+    /// What the engine's thread computed itself: at most one of each guided row.
+    own: VecDeque<MaskDone>,
     under_way: usize,
 }
 
 impl MaskPool {
-    /// `waiting` jobs are queued at most. Each end of one wakes `engine`.
+    /// `waiting` jobs are queued at most, and as many results: a thread whose result finds no room
+    /// waits until the engine takes one. Each end of a job wakes `engine`.
     pub fn start(waiting: usize, engine: &Thread) -> std::io::Result<Self> {
         let (jobs, queue) = sync_channel(waiting);
-        let (own, done) = channel();
+        let (ends, done) = sync_channel(waiting);
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..THREADS {
-            let (queue, done, engine) = (Arc::clone(&queue), own.clone(), engine.clone());
+            let (queue, ends, engine) = (Arc::clone(&queue), ends.clone(), engine.clone());
             let thread = std::thread::Builder::new().name("lk-mask".into()).stack_size(STACK);
-            thread.spawn(move || work(&queue, &done, &engine))?;
+            thread.spawn(move || work(&queue, &ends, &engine))?;
         }
-        Ok(Self { jobs, done, own, under_way: 0 })
+        Ok(Self { jobs, done, own: VecDeque::new(), under_way: 0 })
     }
 
     /// Begins to compute what may follow `token`. Where the queue is full, as cancelled sequences can
@@ -56,8 +59,7 @@ impl MaskPool {
         else {
             return;
         };
-        // Cannot fail: the receiver is here.
-        let _ = self.own.send(run(job));
+        self.own.push_back(run(job));
     }
 
     /// A mask that is there, or will be before `patience` is over.
@@ -65,7 +67,8 @@ impl MaskPool {
         if self.under_way == 0 {
             return None;
         }
-        let done = self.done.try_recv().ok().or_else(|| {
+        let own = self.own.pop_front();
+        let done = own.or_else(|| self.done.try_recv().ok()).or_else(|| {
             let left = patience.saturating_duration_since(Instant::now());
             if left.is_zero() { None } else { self.done.recv_timeout(left).ok() }
         })?;
@@ -74,11 +77,11 @@ impl MaskPool {
     }
 }
 
-fn work(queue: &Mutex<Receiver<Job>>, done: &Sender<MaskDone>, engine: &Thread) {
+fn work(queue: &Mutex<Receiver<Job>>, ends: &SyncSender<MaskDone>, engine: &Thread) {
     loop {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        if done.send(run(job)).is_err() {
+        if ends.send(run(job)).is_err() {
             return;
         }
         engine.unpark();

@@ -264,7 +264,8 @@ fn write_uses(page: &mut Page, of: &str, uses: &[Labelled]) {
             family.sample(&borrowed(labels), count(uses));
         }
     }
-    let totals: [(&str, &str, fn(&Uses) -> Total); 2] = [
+    type Read = fn(&Uses) -> Total;
+    let totals: [(&str, &str, Read); 2] = [
         ("queue", "From submission to the first scheduled row.", |uses| uses.queue),
         ("time_to_first_token", "From a request's arrival to its first token.", |uses| {
             uses.time_to_first_token

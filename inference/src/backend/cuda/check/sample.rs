@@ -46,7 +46,7 @@ fn run(
         let edit = |i: u64| LogitEdit {
             token: (i * step + random.below(step)) as u32,
             divisor: 1.0 + random.float(0.3).abs(),
-            add: if i % 7 == 0 { f32::NEG_INFINITY } else { random.float(6.0) },
+            add: if i.is_multiple_of(7) { f32::NEG_INFINITY } else { random.float(6.0) },
         };
         let edits = (0..edits).map(edit).collect();
         sequence.sample =

@@ -79,8 +79,8 @@ mod tests {
 
     #[test]
     fn the_adapters_that_fit_follow_from_the_bytes_of_those_that_are_there() {
-        let mut stats = EngineStats::default();
-        stats.capacity = Capacity { max_slots: 64, ..Capacity::default() };
+        let capacity = Capacity { max_slots: 64, ..Capacity::default() };
+        let mut stats = EngineStats { capacity, ..EngineStats::default() };
         assert_eq!(max_adapters(&stats), 64);
         let device = TierUse { used: 300, capacity: 1000 };
         let adapters = vec![resident(100), resident(200), resident(0)];

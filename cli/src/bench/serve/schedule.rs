@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn models_are_picked_in_turn_or_by_their_rank() {
         let counts = |pick| {
-            let mut counts = [0; 4];
+            let mut counts = [0_i32; 4];
             let planned = first(Workload { pick, ..workload() }, 12_000);
             planned.iter().for_each(|p| counts[p.model] += 1);
             counts
@@ -307,7 +307,7 @@ mod tests {
         // 1 + 1/2 + 1/3 + 1/4 is 25/12.
         let zipf = counts("zipf".parse().expect("a pick"));
         for (count, wanted) in zipf.into_iter().zip([5760, 2880, 1920, 1440]) {
-            assert!((count - wanted as i32).abs() < 250, "{zipf:?}");
+            assert!((count - wanted).abs() < 250, "{zipf:?}");
         }
     }
 

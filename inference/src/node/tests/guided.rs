@@ -33,7 +33,8 @@ async fn every_spelling_of_a_constraint_is_followed_also_in_a_stream_and_by_ever
     });
     let sides = json!(["left", "right"]);
     let grammar = "start: \"left\" | \"right\"";
-    let cases: [(Value, &dyn Fn(&str) -> bool); 9] = [
+    type Check<'a> = &'a dyn Fn(&str) -> bool;
+    let cases: [(Value, Check<'_>); 9] = [
         (json!({ "guided_choice": sides }), &is_choice),
         (json!({ "guided_regex": "[0-9]{5}" }), &is_digits),
         (json!({ "guided_grammar": grammar }), &is_choice),

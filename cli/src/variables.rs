@@ -169,9 +169,14 @@ mod tests {
             n if n.ends_with("DATABASE_URL") => "postgres://lk_app@localhost/lorikeet",
             n if n.ends_with("LISTEN") => "127.0.0.1:0",
             "LORIKEET_API_BASE_URL" | "LORIKEET_PUBLIC_API_URL" => "http://127.0.0.1:7710/v1",
-            n if n.ends_with("URL") | n.ends_with("ENDPOINT") | n.ends_with("ORIGIN") => {
+            n if n.ends_with("URL")
+                | n.ends_with("ENDPOINT")
+                | n.ends_with("ORIGIN")
+                | n.ends_with("ORIGINS") =>
+            {
                 "http://127.0.0.1:7700"
             }
+            "LORIKEET_QUANTIZATION" => "none",
             "OTEL_TRACES_SAMPLER_ARG" => "0.5",
             "LORIKEET_CONTROL_PLANE" => "http://127.0.0.1:7730",
             "LORIKEET_DEVICE" => "cpu",

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
-use lorikeet_inference::backend::cuda::check::{self, Outcome};
-use lorikeet_inference::backend::cuda::{CudaConfig, probe};
+use lorikeet_compute::backend::cuda::check::{self, Outcome};
+use lorikeet_compute::backend::cuda::{CudaConfig, probe};
 use std::fs::File;
 use std::path::PathBuf;
 

@@ -5,19 +5,19 @@
 //! `cargo bench -p lorikeet-inference --bench step`, or with a number of steps after `--`: two runs
 //! under `valgrind --tool=callgrind` that differ in it alone give the instructions of a step.
 
+use lorikeet_compute::backend::batch::SequenceId;
+use lorikeet_compute::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
+use lorikeet_compute::backend::{
+    Backend, Capacity, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
+};
+use lorikeet_compute::sampling::{LogitRules, SamplingParams};
 use lorikeet_contract::adapter::testing::{RandomAdapter, smollm2_135m};
 use lorikeet_contract::adapter::{AdapterConfig, AdapterPlan, Header, pack};
 use lorikeet_contract::{AdapterDigest, BaseModelSpec, RequestId, TenantId};
 use lorikeet_inference::adapters::loader::AdapterSource;
 use lorikeet_inference::adapters::{AdapterKey, AdapterManifest, LocalStore, ResidencyConfig};
-use lorikeet_inference::backend::batch::SequenceId;
-use lorikeet_inference::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
-use lorikeet_inference::backend::{
-    Backend, Capacity, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
-};
 use lorikeet_inference::engine::{self, EngineConfig, EngineEvent, EngineHandle, EngineRequest};
 use lorikeet_inference::kv::BlockId;
-use lorikeet_inference::sampling::{LogitRules, SamplingParams};
 use lorikeet_inference::scheduler::SchedulerConfig;
 use lorikeet_inference::share::TenantShare;
 use std::io::Cursor;

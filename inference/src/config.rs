@@ -1,13 +1,13 @@
 //! The node's configuration, parsed once, before anything binds.
 
 use crate::adapters::{ResidencyConfig, S3Config};
-use crate::backend::cpu::CpuConfig;
-use crate::backend::cuda::{CudaConfig, Precision};
-use crate::backend::sim::SimConfig;
 use crate::scheduler::SchedulerConfig;
 use crate::telemetry::TraceConfig;
 use crate::usage::LogConfig;
 use axum::http::{HeaderValue, Uri};
+use lorikeet_compute::backend::cpu::CpuConfig;
+use lorikeet_compute::backend::cuda::{CudaConfig, Precision};
+use lorikeet_compute::backend::sim::SimConfig;
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

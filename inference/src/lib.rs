@@ -3,19 +3,17 @@
 
 pub mod adapters;
 pub mod api;
-pub mod backend;
 pub mod bench;
 pub mod config;
 mod durable;
 pub mod engine;
-mod exp;
+#[cfg(test)]
+mod fixture;
 pub mod guidance;
 pub mod kv;
 pub mod limits;
 pub mod link;
-pub mod model;
 pub mod node;
-pub mod sampling;
 pub mod scheduler;
 pub mod share;
 pub mod telemetry;

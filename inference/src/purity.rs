@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 
 const PURE: [&str; 3] = ["scheduler", "kv", "adapters/residency"];
 
-/// What pure code may name of this crate: other pure code, and plain data.
-const PLAIN: [&str; 10] = [
+/// What pure code may name of our crates: other pure code, and plain data.
+const PLAIN: [&str; 11] = [
     "crate::adapters::residency",
     "crate::adapters::{Adapter",
     "crate::adapters::Adapter",
-    "crate::backend::batch::SequenceId",
-    "crate::backend::{AdapterSlot, HostAdapter}",
-    "crate::backend::AdapterSlot",
-    "crate::backend::HostAdapter",
+    "lorikeet_compute::backend::batch::SequenceId",
+    "lorikeet_compute::backend::{AdapterSlot, HostAdapter}",
+    "lorikeet_compute::backend::AdapterSlot",
+    "lorikeet_compute::backend::HostAdapter",
+    "lorikeet_compute::backend::BlockId",
     "crate::kv::",
-    "crate::sampling::",
+    "lorikeet_compute::sampling::",
     "crate::share::",
 ];
 
@@ -47,7 +48,7 @@ fn is_pure(import: &str, modules: &str) -> bool {
     let first = import.split("::").next().unwrap_or_default();
     match first {
         "std" | "lorikeet_contract" | "super" => true,
-        "crate" => PLAIN.iter().any(|plain| import.starts_with(plain)),
+        "crate" | "lorikeet_compute" => PLAIN.iter().any(|plain| import.starts_with(plain)),
         module => modules.contains(&format!("mod {module};")),
     }
 }

@@ -2,8 +2,8 @@
 
 use super::engine::Shape;
 use anyhow::Context;
+use lorikeet_compute::backend::cuda::check::Random;
 use lorikeet_contract::{BaseModelSpec, Linear};
-use lorikeet_inference::backend::cuda::check::Random;
 use serde_json::{Map, json};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -3,10 +3,10 @@
 use super::machine::{Card, Setting};
 use super::progress::Bar;
 use clap::ValueEnum;
+use lorikeet_compute::backend::cpu::CpuConfig;
+use lorikeet_compute::backend::cuda::{CudaConfig, Precision, check};
+use lorikeet_compute::backend::sim::SimConfig;
 use lorikeet_contract::{BaseModelSpec, Linear};
-use lorikeet_inference::backend::cpu::CpuConfig;
-use lorikeet_inference::backend::cuda::{CudaConfig, Precision, check};
-use lorikeet_inference::backend::sim::SimConfig;
 use lorikeet_inference::bench::{
     self, BenchConfig, BenchDevice, BenchReport, Loading, Percentiles, Phase,
 };

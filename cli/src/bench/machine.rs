@@ -1,6 +1,6 @@
 //! Where and with what a measurement was made: it is worth little without.
 
-use lorikeet_inference::backend::cuda::probe;
+use lorikeet_compute::backend::cuda::probe;
 use serde::Serialize;
 use std::fs;
 use std::process::{Command, Stdio};

@@ -3,7 +3,7 @@
 use super::disk::DiskCache;
 use super::residency::ReadFailure;
 use super::{AdapterManifest, CachedFile};
-use crate::backend::{HostAdapter, HostAllocator};
+use lorikeet_compute::backend::{HostAdapter, HostAllocator};
 use lorikeet_contract::adapter::ArtifactHeader;
 use lorikeet_contract::digest::{CHUNK_BYTES, leaf};
 use lorikeet_contract::{ArtifactDigest, BaseModelSpec, ContentDigest};

@@ -8,20 +8,13 @@ pub mod loader;
 pub mod residency;
 pub mod store;
 
+pub use lorikeet_compute::backend::AdapterKey;
 pub use residency::{
     AdapterReport, Pin, PinState, ResidencyConfig, ResidencyReport, ResidencyState, TierUse,
 };
 pub use store::{LocalStore, ObjectError, ObjectStore, S3Config, S3Store};
 
-use lorikeet_contract::{AdapterDigest, ArtifactDigest, TenantId};
-
-/// Identity of an adapter on a node. The tenant is part of it: identical uploads of two tenants
-/// share nothing, neither bytes nor timing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AdapterKey {
-    pub tenant: TenantId,
-    pub digest: AdapterDigest,
-}
+use lorikeet_contract::ArtifactDigest;
 
 /// What a node must know before it loads an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,12 +3,12 @@
 use crate::engine::{RequestError, SubmitError};
 use crate::guidance::GuidanceError;
 use crate::limits::Exceeded;
-use crate::model::{PromptError, TemplateError};
 use crate::telemetry::{ErrorCode, Outcome};
 use crate::usage::LogError;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use lorikeet_compute::model::{PromptError, TemplateError};
 use lorikeet_contract::RequestId;
 use lorikeet_contract::key::ParseKeyError;
 use serde_json::{Value, json};

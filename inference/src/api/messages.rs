@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::parameters::Fields;
-use crate::model::ChatMessage;
+use lorikeet_compute::model::ChatMessage;
 use serde_json::{Map, Value};
 
 /// Where messages stand in a body, and what their parts of text are called there.

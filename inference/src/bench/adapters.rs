@@ -1,9 +1,9 @@
 //! Random adapters, and an object store that has them.
 
 use crate::adapters::{AdapterKey, AdapterManifest, ObjectError, ObjectStore};
-use crate::backend::cuda::check::{AdapterShape, random_adapter};
 use async_trait::async_trait;
 use bytes::Bytes;
+use lorikeet_compute::backend::cuda::check::{AdapterShape, random_adapter};
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, TensorRef};
 use lorikeet_contract::digest::{CHUNK_BYTES, leaf};
 use lorikeet_contract::{AdapterDigest, BaseModelSpec, ContentDigest, Linear, TenantId};

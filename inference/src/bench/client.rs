@@ -2,11 +2,11 @@
 
 use super::BenchConfig;
 use crate::adapters::AdapterManifest;
-use crate::backend::cuda::check::Random;
 use crate::engine::{EngineEvent, EngineHandle, EngineRequest};
-use crate::sampling::{LogitRules, SamplingParams};
 use crate::share::TenantShare;
 use anyhow::Context;
+use lorikeet_compute::backend::cuda::check::Random;
+use lorikeet_compute::sampling::{LogitRules, SamplingParams};
 use lorikeet_contract::{RequestId, TenantId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::cuda::check::smollm2;
+use lorikeet_compute::backend::cuda::check::smollm2;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_loop_measures_an_engine_with_adapters() {

@@ -3,9 +3,9 @@
 use super::handle::{Command, Submission};
 use super::places::Places;
 use super::{Engine, EngineEvent, EngineRequest, EngineState, FinishReason, RequestError, Usage};
-use crate::backend::batch::SequenceId;
 use crate::guidance::{GuidanceError, Walker};
 use crate::scheduler::{Ending, NewSequence, Sequence};
+use lorikeet_compute::backend::batch::SequenceId;
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::time::Instant;
 use tokio::sync::mpsc;

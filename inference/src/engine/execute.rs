@@ -1,8 +1,10 @@
 //! A planned step on its way through the backend.
 
 use super::{Engine, EngineError, EngineEvent, InFlight, StepReport};
-use crate::backend::{Input, LogitsWanted, SampleRequest, SequenceOutput, SequenceStep, StepBatch};
 use crate::scheduler::{Commit, PlannedSequence, Scheduler, Sequence, StepPlan};
+use lorikeet_compute::backend::{
+    Input, LogitsWanted, SampleRequest, SequenceOutput, SequenceStep, StepBatch,
+};
 use std::time::Instant;
 
 impl Engine {

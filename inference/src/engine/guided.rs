@@ -2,9 +2,9 @@
 
 use super::commands::Request;
 use super::{Engine, EngineEvent, RequestError};
-use crate::backend::batch::SequenceId;
 use crate::guidance::{MaskDone, MaskPool, Next};
 use crate::scheduler::Ending;
+use lorikeet_compute::backend::batch::SequenceId;
 use std::time::{Duration, Instant};
 
 /// A step waits for masks as long as this part of the step before it took: so guided rows need not sit

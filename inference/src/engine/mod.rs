@@ -11,7 +11,7 @@
 //!                                             backend (submit / collect)
 //! ```
 //! With a pipeline depth of two a step is scheduled and submitted before the one before it has
-//! been collected: the input of a row may then be [`Input::PreviousSample`](crate::backend::Input),
+//! been collected: the input of a row may then be [`Input::PreviousSample`](lorikeet_compute::backend::Input),
 //! and the end of a sequence is noticed one step late. That step's row writes into blocks that are
 //! free by then, which is harmless because steps execute in order.
 
@@ -29,14 +29,14 @@ mod warm_up;
 use crate::adapters::CachedFile;
 use crate::adapters::loader::{AdapterLoader, LoadEvent};
 use crate::adapters::residency::{AdapterAction, LoadAction, Residency, UploadFailure};
-use crate::backend::batch::SequenceId;
-use crate::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
 use crate::guidance::MaskPool;
 use crate::kv::BlockPool;
 use crate::scheduler::{Prices, Scheduler, SchedulerConfig, SequenceMap, StepPlan};
 use crate::telemetry::{EngineMetrics, Move, MoveEnd, Moves};
 use commands::Request;
 use handle::Command;
+use lorikeet_compute::backend::batch::SequenceId;
+use lorikeet_compute::backend::{Backend, BackendError, StepBatch, StepTicket, UploadDone};
 use lorikeet_contract::RequestId;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! What async code and the engine thread say to each other.
 
 use crate::adapters::AdapterManifest;
-use crate::backend::SampledToken;
 use crate::guidance::{GuidanceError, Guide};
-use crate::sampling::{LogitRules, SamplingParams};
 use crate::share::TenantShare;
+use lorikeet_compute::backend::SampledToken;
+use lorikeet_compute::sampling::{LogitRules, SamplingParams};
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,9 +22,9 @@ pub struct EngineRequest {
     pub adapter: Option<Arc<AdapterManifest>>,
     pub prompt: Vec<u32>,
     pub params: SamplingParams,
-    /// Needs a backend that [edits logits](crate::backend::Backend::edits_logits), or the request fails.
+    /// Needs a backend that [edits logits](lorikeet_compute::backend::Backend::edits_logits), or the request fails.
     pub rules: LogitRules,
-    /// The grammar to follow. Needs a backend that [masks tokens](crate::backend::Backend::masks_tokens),
+    /// The grammar to follow. Needs a backend that [masks tokens](lorikeet_compute::backend::Backend::masks_tokens),
     /// or the request fails.
     pub guide: Option<Guide>,
     pub max_tokens: u32,

@@ -1,7 +1,7 @@
 //! What the engine tells about itself.
 
 use crate::adapters::{AdapterKey, ResidencyReport};
-use crate::backend::Capacity;
+use lorikeet_compute::backend::Capacity;
 use std::sync::Arc;
 
 /// Where the engine is in its life.

@@ -3,8 +3,8 @@
 use super::handle::{CONTROL_COMMANDS, Command};
 use super::{Engine, EngineConfig, EngineError, EngineHandle, EngineState, EngineStats};
 use crate::adapters::loader::{AdapterSource, Loader};
-use crate::backend::{Backend, BackendError};
 use crate::telemetry::EngineMetrics;
+use lorikeet_compute::backend::{Backend, BackendError};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;

@@ -2,9 +2,9 @@
 
 use super::cache::Cache;
 use super::{Grammar, Guide, Next, Walker, vocabulary};
-use crate::model::Tokenizer;
-use crate::sampling::TokenMask;
 use llguidance::{Matcher, ParserFactory};
+use lorikeet_compute::model::Tokenizer;
+use lorikeet_compute::sampling::TokenMask;
 use lorikeet_contract::TenantId;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;

@@ -22,7 +22,7 @@ pub use grammar::Grammar;
 pub use pool::{MaskDone, MaskPool};
 pub use walker::{Next, Walker};
 
-use crate::sampling::TokenMask;
+use lorikeet_compute::sampling::TokenMask;
 use std::sync::Arc;
 
 /// What one sequence is to follow, from its beginning.

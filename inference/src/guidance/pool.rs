@@ -1,7 +1,7 @@
 //! The threads that compute masks while the backend runs steps.
 
 use super::{GuidanceError, Next, Walker};
-use crate::backend::batch::SequenceId;
+use lorikeet_compute::backend::batch::SequenceId;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};

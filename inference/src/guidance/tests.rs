@@ -1,5 +1,5 @@
 use super::*;
-use crate::model::fixture::base_model;
+use crate::fixture::base_model;
 use lorikeet_contract::TenantId;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -14,7 +14,8 @@ fn guidance() -> &'static Arc<Guidance> {
 fn fresh() -> Guidance {
     let model = base_model();
     let json = model.tokenizer.to_json().expect("a tokenizer");
-    let tokenizer = crate::model::Tokenizer::from_json(json.as_bytes()).expect("a tokenizer");
+    let tokenizer =
+        lorikeet_compute::model::Tokenizer::from_json(json.as_bytes()).expect("a tokenizer");
     let config = &model.weights.config;
     Guidance::new(Arc::new(tokenizer), config.spec.vocab_size, config.eos_tokens.clone())
 }

@@ -1,8 +1,8 @@
 //! The base model's tokens as llguidance wants them.
 
-use crate::model::Tokenizer;
 use llguidance::ParserFactory;
 use llguidance::api::ParserLimits;
+use lorikeet_compute::model::Tokenizer;
 use std::sync::Arc;
 use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 

@@ -1,9 +1,9 @@
 //! One sequence's place in its grammar.
 
 use super::GuidanceError;
-use crate::sampling::TokenMask;
 use llguidance::Matcher;
 use llguidance::api::StopReason;
+use lorikeet_compute::sampling::TokenMask;
 use std::sync::Arc;
 
 pub struct Walker(Matcher);

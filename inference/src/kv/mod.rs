@@ -19,9 +19,6 @@ mod lru;
 mod pool;
 mod prefix;
 
+pub use lorikeet_compute::backend::BlockId;
 pub use pool::{BlockPool, BlockTable};
 pub use prefix::PrefixScope;
-
-/// A physical KV block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BlockId(pub u32);

@@ -2,13 +2,13 @@
 
 use crate::adapters::ObjectStore;
 use crate::adapters::loader::AdapterSource;
-use crate::backend::cpu::CpuBackend;
-use crate::backend::cuda::{self, CudaBackend};
-use crate::backend::sim::{SimBackend, SimConfig};
-use crate::backend::{Backend, BackendError};
 use crate::config::{Config, Device};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle};
-use crate::model::ModelWeights;
+use lorikeet_compute::backend::cpu::CpuBackend;
+use lorikeet_compute::backend::cuda::{self, CudaBackend};
+use lorikeet_compute::backend::sim::{SimBackend, SimConfig};
+use lorikeet_compute::backend::{Backend, BackendError};
+use lorikeet_compute::model::ModelWeights;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use tokio::task::spawn_blocking;

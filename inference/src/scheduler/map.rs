@@ -1,6 +1,6 @@
 //! Sequences by their id.
 
-use crate::backend::batch::SequenceId;
+use lorikeet_compute::backend::batch::SequenceId;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 

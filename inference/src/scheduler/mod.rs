@@ -21,9 +21,9 @@ mod step;
 mod tenants;
 
 use crate::adapters::residency::{Claims, Residency};
-use crate::backend::batch::SequenceId;
 use crate::kv::BlockPool;
-use crate::sampling::TokenMask;
+use lorikeet_compute::backend::batch::SequenceId;
+use lorikeet_compute::sampling::TokenMask;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use step::Decode;

@@ -3,7 +3,7 @@
 use super::sequence::{Ending, Sequence};
 use crate::adapters::AdapterKey;
 use crate::adapters::residency::{AdapterAction, AdapterLease};
-use crate::backend::batch::SequenceId;
+use lorikeet_compute::backend::batch::SequenceId;
 
 /// One step. The vectors are reused from step to step.
 #[derive(Default)]

@@ -1,8 +1,8 @@
 //! Who loses its blocks when there are too few.
 
 use super::{Order, Scheduler, Sequence, StepPlan};
-use crate::backend::batch::SequenceId;
 use crate::kv::BlockPool;
+use lorikeet_compute::backend::batch::SequenceId;
 
 impl Scheduler {
     /// A block for a running sequence's next token, at the cost of those that come last. False

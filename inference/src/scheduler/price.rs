@@ -12,7 +12,7 @@
 //! Tokens found in the prefix cache cost nothing, neither do those computed again after a sequence
 //! had to give up its blocks: the first take no computing, the second were the node's own choice.
 
-use crate::backend::HostAdapter;
+use lorikeet_compute::backend::HostAdapter;
 use lorikeet_contract::BaseModelSpec;
 use std::ops::Add;
 

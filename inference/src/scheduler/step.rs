@@ -3,8 +3,8 @@
 use super::tenants::Turn;
 use super::{Order, Scheduler, Sequence, StepPlan};
 use crate::adapters::residency::{AdapterAction, AdapterLease, Claim, Residency};
-use crate::backend::batch::SequenceId;
 use crate::kv::BlockPool;
+use lorikeet_compute::backend::batch::SequenceId;
 use std::time::Instant;
 
 /// A running sequence that can draw its next token.

@@ -8,7 +8,7 @@
 //! once and one prompt cost, however many requests either sends.
 
 use super::price::Cost;
-use crate::backend::batch::SequenceId;
+use lorikeet_compute::backend::batch::SequenceId;
 use lorikeet_contract::TenantId;
 use std::collections::{HashMap, VecDeque};
 

@@ -3,8 +3,8 @@
 
 use crate::adapters::AdapterKey;
 use crate::adapters::residency::{FetchFailure, ReadFailure, UploadFailure};
-use crate::backend::{AdapterSlot, HostAdapter};
 use crate::engine::StepReport;
+use lorikeet_compute::backend::{AdapterSlot, HostAdapter};
 use lorikeet_metrics::{Counter, Histogram};
 use std::time::Instant;
 

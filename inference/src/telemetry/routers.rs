@@ -61,7 +61,7 @@ fn max_adapters(stats: &EngineStats) -> u64 {
 mod tests {
     use super::*;
     use crate::adapters::{AdapterKey, AdapterReport, ResidencyReport, ResidencyState, TierUse};
-    use crate::backend::Capacity;
+    use lorikeet_compute::backend::Capacity;
     use lorikeet_contract::{AdapterDigest, TenantId};
     use lorikeet_kit::exposition::Exposition;
     use std::sync::Arc;

@@ -4,8 +4,10 @@
 
 pub mod compare;
 pub mod exposition;
+mod pack;
 pub mod postgres;
 
+pub use pack::packed_adapter;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -2,9 +2,9 @@ mod repair;
 
 use super::*;
 use crate::adapters::{LocalStore, ObjectError};
-use crate::backend::HeapAllocator;
 use async_trait::async_trait;
 use bytes::Bytes;
+use lorikeet_compute::backend::HeapAllocator;
 use lorikeet_contract::adapter::testing::{RandomAdapter, smollm2_135m};
 use lorikeet_contract::adapter::{AdapterConfig, AdapterPlan, Dtype, Header, pack};
 use lorikeet_contract::{AdapterDigest, Linear, TenantId, WeightsDigest};

@@ -4,7 +4,7 @@ use super::lease::{AdapterDemand, AdapterLease};
 use super::pins::PinState;
 use super::report::ResidencyState;
 use crate::adapters::{AdapterManifest, CachedFile};
-use crate::backend::HostAdapter;
+use lorikeet_compute::backend::HostAdapter;
 use std::sync::Arc;
 use std::time::Instant;
 

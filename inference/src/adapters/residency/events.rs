@@ -4,7 +4,7 @@ use super::entry::{Entry, Failure, InHost, OnDevice, OnDisk};
 use super::lease::AdapterLease;
 use super::{Residency, ResidencyConfig};
 use crate::adapters::AdapterKey;
-use crate::backend::{AdapterSlot, HostAdapter};
+use lorikeet_compute::backend::{AdapterSlot, HostAdapter};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

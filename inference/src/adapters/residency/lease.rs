@@ -1,6 +1,6 @@
 //! Proofs that an adapter is needed, or read, held by those who need or read it.
 
-use crate::backend::AdapterSlot;
+use lorikeet_compute::backend::AdapterSlot;
 use std::sync::Arc;
 use std::time::Instant;
 

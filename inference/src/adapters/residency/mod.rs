@@ -30,9 +30,9 @@ mod slots;
 mod tier;
 
 use crate::adapters::{AdapterKey, AdapterManifest, CachedFile};
-use crate::backend::{AdapterSlot, HostAdapter};
 use crate::share::TenantShare;
 use entry::{Entry, OnDevice, OnDisk};
+use lorikeet_compute::backend::{AdapterSlot, HostAdapter};
 use lorikeet_contract::TenantId;
 use pins::Pins;
 use slots::Slots;
@@ -48,7 +48,7 @@ pub use pins::{Pin, PinRefusal, PinState};
 pub use report::{AdapterReport, ResidencyReport, ResidencyState, TierUse};
 
 /// Budgets and pace. The device's budget is the backend's
-/// ([`Capacity::adapter_bytes`](crate::backend::Capacity)).
+/// ([`Capacity::adapter_bytes`](lorikeet_compute::backend::Capacity)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResidencyConfig {
     pub host_bytes: u64,

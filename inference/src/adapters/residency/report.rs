@@ -2,7 +2,7 @@
 
 use super::PinState;
 use crate::adapters::AdapterKey;
-use crate::backend::AdapterSlot;
+use lorikeet_compute::backend::AdapterSlot;
 use std::time::Instant;
 
 /// The highest tier that holds an adapter whole, or what is being done about it.

@@ -1,7 +1,7 @@
 //! The device's adapter slots and whom they were given to.
 
 use crate::adapters::AdapterKey;
-use crate::backend::AdapterSlot;
+use lorikeet_compute::backend::AdapterSlot;
 
 #[derive(Debug)]
 pub(super) struct Slots {

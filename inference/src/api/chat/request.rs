@@ -3,7 +3,7 @@
 use crate::api::error::ApiError;
 use crate::api::messages::CHAT;
 use crate::api::parameters::{Fields, Integer, Parameters};
-use crate::model::ChatMessage;
+use lorikeet_compute::model::ChatMessage;
 use serde_json::Value;
 
 pub const MAX_TOKENS: Integer = Integer {

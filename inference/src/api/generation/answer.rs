@@ -1,8 +1,8 @@
 //! From tokens to the text that a client sees, and the log probabilities that go with it.
 
 use super::stop::StopStrings;
-use crate::backend::SampledToken;
-use crate::model::{Detokenizer, Tokenizer};
+use lorikeet_compute::backend::SampledToken;
+use lorikeet_compute::model::{Detokenizer, Tokenizer};
 use serde::Serialize;
 use std::collections::VecDeque;
 

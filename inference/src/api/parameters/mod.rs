@@ -16,9 +16,9 @@ pub use grammar::WantedGrammar;
 pub use range::{Integer, Real};
 
 use super::error::ApiError;
-use crate::sampling::{LogitRules, SamplingParams};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
+use lorikeet_compute::sampling::{LogitRules, SamplingParams};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

@@ -3,7 +3,7 @@
 use crate::api::error::ApiError;
 use crate::api::messages::RESPONSES;
 use crate::api::parameters::{Fields, Integer, Parameters};
-use crate::model::ChatMessage;
+use lorikeet_compute::model::ChatMessage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

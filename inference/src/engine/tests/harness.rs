@@ -3,16 +3,16 @@
 use crate::adapters::loader::{AdapterLoader, LoadEvent};
 use crate::adapters::residency::{FetchFailure, LoadAction, ReadFailure};
 use crate::adapters::{AdapterKey, AdapterManifest, ResidencyConfig};
-use crate::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
-use crate::backend::{Capacity, HostAdapter};
 use crate::engine::{
     Engine, EngineConfig, EngineEvent, EngineHandle, EngineRequest, EngineStats, FinishReason,
     RequestError, SubmitError, Usage,
 };
-use crate::sampling::{LogitRules, SamplingParams};
 use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
 use crate::telemetry::EngineMetrics;
+use lorikeet_compute::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
+use lorikeet_compute::backend::{Capacity, HostAdapter};
+use lorikeet_compute::sampling::{LogitRules, SamplingParams};
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, ModuleEntry, TensorRef};
 use lorikeet_contract::{
     AdapterDigest, ArtifactDigest, BaseModelSpec, KeyId, Linear, RequestId, TenantId, WeightsDigest,

@@ -5,9 +5,9 @@
 use super::harness::request;
 use super::kit::{MARGIN, start, store};
 use crate::adapters::{AdapterManifest, ResidencyConfig};
-use crate::backend::SampledToken;
 use crate::engine::{EngineEvent, EngineHandle, FinishReason};
-use crate::model::fixture::packed_adapter;
+use crate::fixture::packed_adapter;
+use lorikeet_compute::backend::SampledToken;
 use lorikeet_kit::Case;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

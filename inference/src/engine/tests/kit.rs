@@ -4,11 +4,11 @@
 use super::harness::{Reader, request};
 use crate::adapters::loader::AdapterSource;
 use crate::adapters::{AdapterKey, AdapterManifest, LocalStore, ResidencyConfig};
-use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::engine::{EngineConfig, EngineHandle, spawn};
-use crate::model::fixture::{base_model, packed_adapter};
+use crate::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
+use lorikeet_compute::backend::cpu::{CpuBackend, CpuConfig};
 use lorikeet_contract::adapter::testing::RandomAdapter;
 use lorikeet_contract::adapter::{ArtifactHeader, inspect, pack};
 use lorikeet_contract::{ContentDigest, Linear};

@@ -1,12 +1,12 @@
 use super::harness::*;
 use crate::adapters::LocalStore;
 use crate::adapters::loader::AdapterSource;
-use crate::backend::BackendError;
-use crate::backend::sim::{SimBackend, SimClock};
 use crate::engine::{
     EngineError, EngineHandle, EngineState, FinishReason, RequestError, Revocation, SubmitError,
     spawn,
 };
+use lorikeet_compute::backend::BackendError;
+use lorikeet_compute::backend::sim::{SimBackend, SimClock};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 

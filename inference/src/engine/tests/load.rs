@@ -2,9 +2,9 @@
 
 use super::harness::*;
 use crate::adapters::AdapterManifest;
-use crate::backend::Capacity;
-use crate::backend::cuda::check::Random;
-use crate::backend::sim::{SimConfig, SimCost};
+use lorikeet_compute::backend::Capacity;
+use lorikeet_compute::backend::cuda::check::Random;
+use lorikeet_compute::backend::sim::{SimConfig, SimCost};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 
 use super::harness::*;
 use crate::engine::{EngineRequest, FinishReason, SubmitError};
-use crate::sampling::LogitRules;
+use lorikeet_compute::sampling::LogitRules;
 
 const PROMPT: [u32; 6] = [1, 2, 4, 5, 6, 7];
 

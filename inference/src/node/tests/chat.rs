@@ -1,9 +1,9 @@
 use super::control_plane::ControlPlane;
 use super::harness::{Customer, Node, chat, store_adapter, text};
 use super::sse::{self, Events};
-use crate::backend::cpu::CpuConfig;
 use crate::config::{Config, Device};
-use crate::model::fixture::base_model;
+use crate::fixture::base_model;
+use lorikeet_compute::backend::cpu::CpuConfig;
 use lorikeet_contract::link::{FinishReason, UsageRecord};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -72,7 +72,7 @@ async fn a_stop_string_across_token_borders_ends_the_answer_and_is_never_shown()
     let stop: String = free[from..].chars().take(14).collect();
     let tokens = base_model()
         .tokenizer
-        .encode(&stop, crate::model::Specials::AsText)
+        .encode(&stop, lorikeet_compute::model::Specials::AsText)
         .expect("text has tokens")
         .len();
     assert!(tokens > 1, "`{stop}` crosses a border");

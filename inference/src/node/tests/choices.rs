@@ -3,10 +3,10 @@
 use super::control_plane::ControlPlane;
 use super::harness::{Customer, Node, chat, text};
 use super::sse::Events;
-use crate::backend::sim::{SimConfig, SimCost};
 use crate::config::{Config, Device};
-use crate::model::Specials;
-use crate::model::fixture::base_model;
+use crate::fixture::base_model;
+use lorikeet_compute::backend::sim::{SimConfig, SimCost};
+use lorikeet_compute::model::Specials;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

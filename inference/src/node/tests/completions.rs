@@ -1,8 +1,8 @@
 use super::control_plane::ControlPlane;
 use super::harness::{Customer, MODEL, Node};
 use super::sse::Events;
-use crate::model::Specials;
-use crate::model::fixture::base_model;
+use crate::fixture::base_model;
+use lorikeet_compute::model::Specials;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 

@@ -1,9 +1,9 @@
 use super::control_plane::{ControlPlane, SOON};
 use super::harness::{Customer, Node, adapter, chat};
 use super::sse::Events;
-use crate::backend::sim::{SimConfig, SimFaults};
 use crate::config::{Config, Device};
 use crate::usage::{Disk, FileSystem, SegmentFile};
+use lorikeet_compute::backend::sim::{SimConfig, SimFaults};
 use lorikeet_contract::link::{AdapterState, FinishReason, UsageKind};
 use reqwest::StatusCode;
 use serde_json::{Value, json};

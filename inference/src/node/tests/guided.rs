@@ -4,8 +4,8 @@
 use super::control_plane::ControlPlane;
 use super::harness::{Customer, Node, chat, text};
 use super::sse::{self, Events};
-use crate::backend::cpu::CpuConfig;
 use crate::config::{Config, Device};
+use lorikeet_compute::backend::cpu::CpuConfig;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 

@@ -3,12 +3,12 @@
 use super::super::{Sockets, serve};
 use super::control_plane::{ControlPlane, SOON};
 use crate::adapters::{LocalStore, ObjectStore, ResidencyConfig, S3Config};
-use crate::backend::sim::{SimConfig, SimCost};
 use crate::config::{Config, Device, DrainConfig};
-use crate::model::fixture::{base_model, packed_adapter};
+use crate::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
 use crate::telemetry::TraceConfig;
 use crate::usage::LogConfig;
+use lorikeet_compute::backend::sim::{SimConfig, SimCost};
 use lorikeet_contract::key::ApiKey;
 use lorikeet_contract::link::{
     AdapterResource, AdapterState, Artifact, KeyResource, Resource, ResourceKind, TenantResource,

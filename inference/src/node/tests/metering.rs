@@ -1,8 +1,8 @@
 use super::control_plane::ControlPlane;
 use super::harness::{Customer, Node, chat};
 use super::sse::{self, Events};
-use crate::backend::sim::{SimConfig, SimCost};
 use crate::config::{Config, Device};
+use lorikeet_compute::backend::sim::{SimConfig, SimCost};
 use lorikeet_contract::link::{FinishReason, UsageKind};
 use serde_json::json;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 use super::control_plane::{ControlPlane, SOON};
 use super::harness::{Customer, Node, chat};
 use super::sse::Events;
-use crate::backend::sim::{SimConfig, SimCost};
 use crate::config::{Config, Device};
+use lorikeet_compute::backend::sim::{SimConfig, SimCost};
 use reqwest::StatusCode;
 use serde_json::json;
 use std::time::Duration;

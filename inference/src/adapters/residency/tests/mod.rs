@@ -7,7 +7,7 @@ mod quotas;
 
 use super::entry::{InHost, OnDevice, OnDisk};
 use super::*;
-use crate::backend::HostAdapter;
+use lorikeet_compute::backend::HostAdapter;
 use lorikeet_contract::adapter::ArtifactHeader;
 use lorikeet_contract::{AdapterDigest, ArtifactDigest, TenantId, WeightsDigest};
 use uuid::Uuid;

@@ -1,7 +1,7 @@
 //! Seeded random adapters, as the loader would hand them over.
 
 use super::lab::Random;
-use crate::adapters::AdapterKey;
+use crate::backend::AdapterKey;
 use crate::backend::HostAdapter;
 use crate::backend::cuda::layout::Group;
 use half::bf16;

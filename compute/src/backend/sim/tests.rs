@@ -1,7 +1,7 @@
 use super::*;
-use crate::adapters::AdapterKey;
+use crate::backend::AdapterKey;
+use crate::backend::BlockId;
 use crate::backend::LogitsWanted;
-use crate::kv::BlockId;
 use crate::sampling::SamplingParams;
 use lorikeet_contract::adapter::ArtifactHeader;
 use lorikeet_contract::{TenantId, WeightsDigest};

@@ -4,12 +4,12 @@
 use super::adapter::{AdapterShape, random_adapter};
 use super::lab::{Random, outcome, relative_error};
 use super::{CheckError, Outcome};
+use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cuda::{CudaBackend, CudaConfig};
 use crate::backend::{
     AdapterSlot, Backend, HostAdapter, Input, LogitsWanted, SequenceStep, StepBatch,
 };
-use crate::kv::BlockId;
 use crate::model::reference::{ReferenceAdapter, ReferenceModel};
 use crate::model::{LayerWeights, Matrix, ModelConfig, ModelWeights};
 use lorikeet_contract::adapter::Dtype;

@@ -1,6 +1,6 @@
 //! Random models and adapters small enough for the slow reference.
 
-use crate::adapters::AdapterKey;
+use crate::backend::AdapterKey;
 use crate::backend::HostAdapter;
 use crate::model::{LayerWeights, Matrix, ModelConfig, ModelWeights};
 use half::{bf16, f16};

@@ -1,6 +1,6 @@
 //! What the adapter slots would hold.
 
-use crate::adapters::AdapterKey;
+use crate::backend::AdapterKey;
 use crate::backend::{AdapterSlot, BackendError, UploadDone};
 use std::time::Instant;
 

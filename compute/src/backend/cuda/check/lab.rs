@@ -1,6 +1,7 @@
 //! A device with the kernels for one head size, random inputs, and a stopwatch.
 
 use super::{Outcome, Time};
+use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cuda::device::{Device, DeviceMemory, DevicePointer, Event, Stream};
 use crate::backend::cuda::error::CudaError;
@@ -10,7 +11,6 @@ use crate::backend::cuda::plan::{Limits, StepPlan};
 use crate::backend::cuda::workspace::{Buffers, PlanMemory};
 use crate::backend::cuda::{CudaConfig, open};
 use crate::backend::{AdapterSlot, BackendError, Input, LogitsWanted, SequenceStep, StepBatch};
-use crate::kv::BlockId;
 use half::bf16;
 use lorikeet_contract::BaseModelSpec;
 use std::sync::Arc;

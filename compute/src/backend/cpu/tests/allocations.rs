@@ -2,12 +2,12 @@
 
 use super::harness::{Driver, GREEDY};
 use super::tiny;
+use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::backend::{
     AdapterSlot, Backend, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
 };
-use crate::kv::BlockId;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 

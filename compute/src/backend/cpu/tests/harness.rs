@@ -1,12 +1,12 @@
 //! Sequences driven through a backend as the engine would, with blocks handed out in a row.
 
-use crate::adapters::AdapterKey;
+use crate::backend::AdapterKey;
+use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::{
     AdapterSlot, Backend, HostAdapter, Input, LogitsWanted, SampleRequest, SequenceOutput,
     SequenceStep, StepBatch,
 };
-use crate::kv::BlockId;
 use crate::sampling::SamplingParams;
 use lorikeet_contract::adapter::{ArtifactHeader, content, pack};
 use lorikeet_contract::{BaseModelSpec, TenantId};

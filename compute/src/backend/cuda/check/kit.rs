@@ -3,13 +3,13 @@
 
 use super::lab::outcome;
 use super::{CheckError, Outcome};
-use crate::adapters::AdapterKey;
+use crate::backend::AdapterKey;
+use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cuda::{CudaBackend, CudaConfig};
 use crate::backend::{
     AdapterSlot, Backend, HostAdapter, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
 };
-use crate::kv::BlockId;
 use crate::model;
 use crate::sampling::{SamplingParams, greedy, log_probs};
 use lorikeet_contract::adapter::{ArtifactHeader, inspect, pack};

@@ -3,7 +3,7 @@
 
 use super::batches::{Work, run_mixed};
 use super::harness::Driver;
-use crate::adapters::AdapterKey;
+use crate::backend::AdapterKey;
 use crate::backend::HostAdapter;
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::kernel::Isa;

@@ -6,6 +6,7 @@
 use super::lab::{Random, outcome, relative_error};
 use super::model::{adapters, random_model};
 use super::{CheckError, Outcome};
+use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::backend::cuda::layout::ExtentLayout;
@@ -14,7 +15,6 @@ use crate::backend::{
     AdapterSlot, Backend, BackendError, HostAdapter, Input, LogitsWanted, SampleRequest,
     SequenceStep, StepBatch, StepTicket,
 };
-use crate::kv::BlockId;
 use crate::sampling::SamplingParams;
 use half::bf16;
 use lorikeet_contract::BaseModelSpec;

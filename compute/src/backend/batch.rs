@@ -1,7 +1,6 @@
 //! The batch of one step, and what comes back of it.
 
-use super::AdapterSlot;
-use crate::kv::BlockId;
+use super::{AdapterSlot, BlockId};
 use crate::sampling::{LogitEdit, SamplingParams, TokenMask};
 use std::sync::Arc;
 

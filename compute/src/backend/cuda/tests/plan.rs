@@ -1,9 +1,9 @@
+use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cuda::check::smollm2;
 use crate::backend::cuda::layout::TILE_ROWS;
 use crate::backend::cuda::plan::{Limits, MAX_PARTIALS, StepPlan};
 use crate::backend::{AdapterSlot, Input, LogitsWanted, SequenceStep, StepBatch};
-use crate::kv::BlockId;
 use proptest::prelude::*;
 
 fn limits() -> Limits {

@@ -2,13 +2,13 @@
 
 use super::harness::Driver;
 use super::tiny;
+use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::backend::{
     AdapterSlot, Backend, BackendError, HostAdapter, Input, LogitsWanted, SequenceStep, StepBatch,
     UploadDone,
 };
-use crate::kv::BlockId;
 use std::sync::Arc;
 
 fn backend(adapter_bytes: u64) -> CpuBackend {

@@ -11,14 +11,26 @@ pub mod sim;
 mod slots;
 mod uploads;
 
-use crate::adapters::AdapterKey;
 use lorikeet_contract::adapter::ArtifactHeader;
+use lorikeet_contract::{AdapterDigest, TenantId};
 use std::sync::Arc;
 
 pub use batch::{
     Input, LogitsWanted, SampleRequest, SampledToken, SequenceOutput, SequenceStep, StepBatch,
     StepOutput,
 };
+
+/// Identity of an adapter on a node. The tenant is part of it: identical uploads of two tenants
+/// share nothing, neither bytes nor timing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterKey {
+    pub tenant: TenantId,
+    pub digest: AdapterDigest,
+}
+
+/// A physical KV block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BlockId(pub u32);
 
 /// An adapter's place in device memory. The generation changes each time the index is given to
 /// another adapter, so that a stale slot is noticed instead of read.

@@ -1,6 +1,6 @@
 //! What the KV cache would hold.
 
-use crate::adapters::AdapterKey;
+use crate::backend::AdapterKey;
 use crate::backend::SequenceStep;
 use crate::backend::batch::SequenceId;
 

@@ -14,6 +14,12 @@ pub struct WantedGrammar {
 }
 
 impl WantedGrammar {
+    pub fn excluded_by(&self, other: &WantedGrammar) -> ApiError {
+        let name = self.parameter;
+        let message = format!("`{name}` cannot be used together with `{}`.", other.parameter);
+        ApiError::invalid(name, message)
+    }
+
     pub fn refused(&self, error: CompileError) -> ApiError {
         match error {
             CompileError::Busy => ApiError::Busy,
@@ -36,12 +42,30 @@ enum ResponseFormat {
 
 /// `strict` is read for its form: a schema is always followed to the letter.
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NamedSchema {
     #[serde(rename = "name")]
     _name: String,
+    #[serde(rename = "description")]
+    _description: Option<String>,
     schema: Option<Map<String, Value>>,
     #[serde(rename = "strict")]
     _strict: Option<bool>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    format: Option<Value>,
+    verbosity: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum TextFormat {
+    Text,
+    JsonObject,
+    JsonSchema(NamedSchema),
 }
 
 #[derive(Deserialize)]
@@ -60,6 +84,8 @@ const GUIDED_JSON: &str = "guided_json";
 const GUIDED_REGEX: &str = "guided_regex";
 const RESPONSE_FORMAT: &str = "response_format";
 const STRUCTURED_OUTPUTS: &str = "structured_outputs";
+const TEXT: &str = "text";
+const DEFAULT_VERBOSITY: &str = "medium";
 
 /// At most one field may ask for something.
 pub fn take(fields: &mut Fields) -> Result<Option<WantedGrammar>, ApiError> {
@@ -75,11 +101,7 @@ pub fn take(fields: &mut Fields) -> Result<Option<WantedGrammar>, ApiError> {
     .filter_map(|(parameter, grammar)| Some(WantedGrammar { grammar: grammar?, parameter }));
     let first = wanted.next();
     match (&first, wanted.next()) {
-        (Some(first), Some(second)) => {
-            let name = second.parameter;
-            let message = format!("`{name}` cannot be used together with `{}`.", first.parameter);
-            Err(ApiError::invalid(name, message))
-        }
+        (Some(first), Some(second)) => Err(second.excluded_by(first)),
         _ => Ok(first),
     }
 }
@@ -88,10 +110,33 @@ fn response_format(format: ResponseFormat) -> Option<Grammar> {
     match format {
         ResponseFormat::Text => None,
         ResponseFormat::JsonObject => Some(Grammar::json_object()),
-        ResponseFormat::JsonSchema { json_schema } => {
-            Some(json_schema.schema.map_or_else(Grammar::json_object, |s| Grammar::Json(s.into())))
-        }
+        ResponseFormat::JsonSchema { json_schema } => Some(json_schema.grammar()),
     }
+}
+
+impl NamedSchema {
+    fn grammar(self) -> Grammar {
+        self.schema.map_or_else(Grammar::json_object, |schema| Grammar::Json(schema.into()))
+    }
+}
+
+/// The `text.format` of a response, as the response repeats it, and what it asks for.
+pub fn take_text(fields: &mut Fields) -> Result<(Value, Option<WantedGrammar>), ApiError> {
+    let Text { format, verbosity } = fields.take(TEXT)?.unwrap_or_default();
+    if verbosity.is_some_and(|verbosity| verbosity != DEFAULT_VERBOSITY) {
+        let message = format!("`{TEXT}.verbosity` is not supported: leave it out.");
+        return Err(ApiError::invalid(TEXT, message));
+    }
+    let Some(format) = format else { return Ok((json!({ "type": "text" }), None)) };
+    let read = serde_json::from_value(format.clone());
+    let read =
+        read.map_err(|e| ApiError::invalid(TEXT, format!("Invalid `{TEXT}.format`: {e}.")))?;
+    let grammar = match read {
+        TextFormat::Text => None,
+        TextFormat::JsonObject => Some(Grammar::json_object()),
+        TextFormat::JsonSchema(named) => Some(named.grammar()),
+    };
+    Ok((format, grammar.map(|grammar| WantedGrammar { grammar, parameter: TEXT })))
 }
 
 /// vLLM takes a schema as text, too.
@@ -126,35 +171,21 @@ fn structured_outputs(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> 
 
 /// The fields in the API's description.
 pub fn properties() -> Value {
-    json!({
-        RESPONSE_FORMAT: {
-            "anyOf": [
-                {
-                    "type": "object",
-                    "required": ["type"],
-                    "properties": { "type": { "enum": ["text", "json_object"] } },
-                },
-                {
-                    "type": "object",
-                    "required": ["type", "json_schema"],
-                    "properties": {
-                        "type": { "const": "json_schema" },
-                        "json_schema": {
-                            "type": "object",
-                            "required": ["name"],
-                            "properties": {
-                                "name": { "type": "string" },
-                                "description": { "type": ["string", "null"] },
-                                "schema": { "type": ["object", "null"] },
-                                "strict": { "type": ["boolean", "null"] },
-                            },
-                        },
-                    },
-                },
-                { "type": "null" },
-            ],
-            "description": "Makes the answer JSON, of any kind or valid under a schema.",
+    let named = json!({
+        "type": "object",
+        "required": ["type", "json_schema"],
+        "properties": {
+            "type": { "const": "json_schema" },
+            "json_schema": {
+                "type": "object",
+                "required": ["name"],
+                "properties": named_schema(),
+                "additionalProperties": false,
+            },
         },
+    });
+    json!({
+        RESPONSE_FORMAT: format(named),
         GUIDED_JSON: {
             "type": ["object", "string", "null"],
             "description": "A JSON schema that the answer is valid under.",
@@ -187,5 +218,47 @@ pub fn properties() -> Value {
             "additionalProperties": false,
             "description": "The same under vLLM's newer names.",
         },
+    })
+}
+
+/// `text` in the API's description.
+pub fn text_property() -> Value {
+    let mut properties = named_schema();
+    properties["type"] = json!({ "const": "json_schema" });
+    let named = json!({
+        "type": "object",
+        "required": ["type", "name"],
+        "properties": properties,
+        "additionalProperties": false,
+    });
+    json!({
+        "type": ["object", "null"],
+        "properties": {
+            "format": format(named),
+            "verbosity": { "enum": [DEFAULT_VERBOSITY, null] },
+        },
+        "additionalProperties": false,
+    })
+}
+
+/// Text, JSON of any kind, or what `named` describes.
+fn format(named: Value) -> Value {
+    let plain = json!({
+        "type": "object",
+        "required": ["type"],
+        "properties": { "type": { "enum": ["text", "json_object"] } },
+    });
+    json!({
+        "anyOf": [plain, named, { "type": "null" }],
+        "description": "Makes the answer JSON, of any kind or valid under a schema.",
+    })
+}
+
+fn named_schema() -> Value {
+    json!({
+        "name": { "type": "string" },
+        "description": { "type": ["string", "null"] },
+        "schema": { "type": ["object", "null"] },
+        "strict": { "type": ["boolean", "null"], "description": "The schema is followed either way." },
     })
 }

@@ -6,7 +6,7 @@
 
 mod bias;
 mod fields;
-mod grammar;
+pub mod grammar;
 mod range;
 pub mod schema;
 mod stop;

@@ -30,10 +30,10 @@ pub async fn create(
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
     let request = ResponseRequest::read(fields, api.base.vocab_size, rand::random())?;
-    let ResponseRequest { parameters, messages, instructions, ignored } = request;
+    let ResponseRequest { parameters, messages, instructions, format, ignored } = request;
     let model = resolve(&api.base, &caller, &parameters.model)?;
     let prompt = prompt(&api, messages).await?;
-    let shape = ResponseShape::new(id, &model, &parameters, instructions);
+    let shape = ResponseShape::new(id, &model, &parameters, instructions, format);
     let streaming = parameters.stream;
     let work = Work { model, prompts: vec![prompt], parameters };
     let generation = Generation::start(api, &caller, work, id).await?;

@@ -2,7 +2,7 @@
 
 use crate::api::error::ApiError;
 use crate::api::messages::RESPONSES;
-use crate::api::parameters::{Fields, Integer, Parameters};
+use crate::api::parameters::{Fields, Integer, Parameters, grammar};
 use lorikeet_compute::model::ChatMessage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -29,6 +29,8 @@ pub struct ResponseRequest {
     /// The instructions first.
     pub messages: Vec<ChatMessage>,
     pub instructions: Option<String>,
+    /// Of the text; the response repeats it.
+    pub format: Value,
     /// Fields that were passed over.
     pub ignored: Vec<&'static str>,
 }
@@ -46,7 +48,12 @@ impl ResponseRequest {
         if parameters.n > 1 {
             return Err(ApiError::invalid("n", "A response has one answer: leave `n` out."));
         }
+        let (format, formed) = grammar::take_text(&mut fields)?;
+        if let (Some(formed), Some(other)) = (&formed, &parameters.grammar) {
+            return Err(formed.excluded_by(other));
+        }
         let parameters = Parameters {
+            grammar: formed.or(parameters.grammar),
             max_tokens: fields.integer(&MAX_OUTPUT_TOKENS)?,
             logprobs: logprobs(&mut fields)?,
             ..parameters
@@ -59,19 +66,13 @@ impl ResponseRequest {
         if let Some(content) = instructions.clone() {
             messages.insert(0, ChatMessage { role: "system".into(), content });
         }
-        fields.pass("text", is_plain_text);
         fields.pass("tools", |value| value.as_array().is_some_and(Vec::is_empty));
         fields.pass("tool_choice", |value| value == "none" || value == "auto");
         fields.pass("parallel_tool_calls", Value::is_boolean);
         fields.pass("truncation", |value| value == "disabled");
         fields.pass("background", |value| *value == Value::Bool(false));
-        Ok(Self { parameters, messages, instructions, ignored: fields.finish()? })
+        Ok(Self { parameters, messages, instructions, format, ignored: fields.finish()? })
     }
-}
-
-fn is_plain_text(text: &Value) -> bool {
-    let format = &text["format"]["type"];
-    text.is_object() && text["verbosity"].is_null() && (format.is_null() || format == "text")
 }
 
 fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
@@ -124,7 +125,9 @@ mod tests {
             json!({ "conversation": "conv_1" }),
             json!({ "background": true }),
             json!({ "truncation": "auto" }),
-            json!({ "text": { "format": { "type": "json_object" } } }),
+            json!({ "text": { "format": { "type": "xml" } } }),
+            json!({ "text": { "verbosity": "low" } }),
+            json!({ "text": { "format": { "type": "json_object" } }, "guided_regex": "a" }),
             json!({ "tools": [{ "type": "web_search" }] }),
             json!({ "reasoning": { "effort": "high" } }),
             json!({ "include": ["reasoning.encrypted_content"] }),

@@ -3,7 +3,7 @@
 use super::request::{LOGPROBS, MAX_OUTPUT_TOKENS, TOP_LOGPROBS};
 use crate::api::chat::schema::message;
 use crate::api::description::generates;
-use crate::api::parameters::schema;
+use crate::api::parameters::{grammar, schema};
 use lorikeet_reference::{Operation, Reference, named};
 use serde_json::json;
 
@@ -26,6 +26,7 @@ pub fn add_schemas(reference: &mut Reference) {
             "description": "The whole chat so far: nothing is stored.",
         },
         "n": { "const": 1, "description": "A response has one answer." },
+        "text": grammar::text_property(),
         "instructions": { "type": ["string", "null"], "description": "Comes first, as the system." },
         "include": {
             "type": ["array", "null"], "items": { "const": LOGPROBS }, "maxItems": 1,

@@ -46,6 +46,7 @@ impl ResponseShape {
         model: &Model,
         parameters: &Parameters,
         instructions: Option<String>,
+        format: Value,
     ) -> Self {
         let id = request.as_uuid().simple();
         let frame = json!({
@@ -62,7 +63,7 @@ impl ResponseShape {
             "reasoning": { "effort": null, "summary": null },
             "store": false,
             "temperature": parameters.sampling.temperature,
-            "text": { "format": { "type": "text" } },
+            "text": { "format": format },
             "tool_choice": "auto",
             "tools": [],
             "top_logprobs": parameters.logprobs.unwrap_or(0),

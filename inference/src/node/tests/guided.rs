@@ -62,6 +62,14 @@ async fn every_spelling_of_a_constraint_is_followed_also_in_a_stream_and_by_ever
     let answer = node.post_to("/v1/completions", customer.key.reveal(), &prompt).await;
     let answer: Value = answer.json().await.expect("JSON");
     assert!(is_choice(answer["choices"][0]["text"].as_str().expect("text")), "{answer}");
+
+    let format = json!({ "type": "json_schema", "name": "a", "schema": schema, "strict": true });
+    let response = json!({ "model": "base", "input": "hi", "text": { "format": format } });
+    let response = node.post_to("/v1/responses", customer.key.reveal(), &response).await;
+    let response: Value = response.json().await.expect("JSON");
+    let content = response["output"][0]["content"][0]["text"].as_str().expect("text");
+    assert!(is_object(content), "{response}");
+    assert_eq!((&response["text"]["format"], &response["status"]), (&format, &json!("completed")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

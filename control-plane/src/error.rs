@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use lorikeet_contract::adapter::AdapterError;
 use serde::Serialize;
 use std::borrow::Cow;
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -41,6 +42,8 @@ pub enum ApiError {
     Malformed(String),
     #[error("the request body is larger than this address accepts")]
     BodyTooLarge,
+    #[error("the request body did not arrive within {} s: send it at once", within.as_secs())]
+    BodyTooSlow { within: Duration },
     /// A field has a value that cannot be accepted. `param` names it.
     #[error("{message}")]
     Invalid { param: &'static str, message: Cow<'static, str> },
@@ -107,6 +110,7 @@ impl ApiError {
             Self::MethodNotAllowed => (S::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::Malformed(_) => (S::BAD_REQUEST, "malformed"),
             Self::BodyTooLarge => (S::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTooSlow { .. } => (S::REQUEST_TIMEOUT, "request_timeout"),
             Self::Invalid { .. } => (S::UNPROCESSABLE_ENTITY, "invalid"),
             Self::EmailTaken => (S::CONFLICT, "email_taken"),
             Self::QuotaExceeded { .. } => (S::FORBIDDEN, "quota_exceeded"),

@@ -32,7 +32,10 @@ pub use state::AppState;
 
 use access::{Registry, Route};
 use anyhow::Context;
+use lorikeet_http::{HttpServer, Patience};
+use lorikeet_metrics::Counter;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -40,6 +43,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Requests in flight get this long to end after the shutdown began.
 const DRAIN: Duration = Duration::from_secs(10);
+/// A little less, so that connections are gone when the rest is given up.
+const HTTP_DRAIN: Duration = Duration::from_secs(9);
 const SWEEP_EVERY: Duration = Duration::from_secs(600);
 
 /// Serves until `shutdown` is cancelled or a part fails; then all parts stop.
@@ -61,10 +66,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let stop = shutdown.child_token();
     let mut parts = JoinSet::new();
-    parts.spawn(serve_http(http, app(&state).router, stop.clone()));
+    let slow_readers = counted.slow_readers.clone();
+    parts.spawn(serve_http(http, app(&state).router, slow_readers, stop.clone()));
     if let Some(listener) = metrics {
         let router = metrics::router(counted, db.clone());
-        parts.spawn(serve_http(listener, router, stop.clone()));
+        parts.spawn(serve_http(listener, router, Arc::default(), stop.clone()));
     }
     parts.spawn(serve_nodes(grpc, nodes, stop.clone()));
     parts.spawn(sweep(state.clone(), stop.clone()));
@@ -124,12 +130,15 @@ pub fn app(state: &AppState) -> App {
 async fn serve_http(
     listener: TcpListener,
     router: axum::Router,
+    slow_readers: Arc<Counter>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    axum::serve(listener, router.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
-        .context("the HTTP server failed")
+    let server = HttpServer::start(listener, router, Patience::default(), slow_readers);
+    stop.cancelled().await;
+    if !server.close(HTTP_DRAIN).await {
+        tracing::warn!("requests did not end in {} s and are broken off", HTTP_DRAIN.as_secs());
+    }
+    Ok(())
 }
 
 async fn run_jobs(state: AppState, stop: CancellationToken) -> anyhow::Result<()> {

@@ -21,6 +21,8 @@ pub struct Metrics {
     /// By method, route and status.
     pub http: CounterBy<(&'static str, String, u16)>,
     pub http_seconds: Histogram,
+    /// Clients cut off because they did not take their answers.
+    pub slow_readers: Arc<Counter>,
     pub usage_records: Counter,
     usage_lag: Histogram,
 }
@@ -30,6 +32,7 @@ impl Default for Metrics {
         Self {
             http: CounterBy::default(),
             http_seconds: Histogram::of_seconds(&SECONDS),
+            slow_readers: Arc::default(),
             usage_records: Counter::default(),
             usage_lag: Histogram::of_seconds(&LAG_SECONDS),
         }
@@ -98,6 +101,8 @@ impl Metrics {
         }
         let help = "From a request's arrival to its answer.";
         page.histogram("lorikeet_http_request_seconds", help, &self.http_seconds);
+        let help = "Clients cut off because they did not take their answers.";
+        page.counter("lorikeet_slow_readers_total", help, self.slow_readers.get());
         let help = "Usage records taken in.";
         page.counter("lorikeet_usage_records_total", help, self.usage_records.get());
         let help = "From a request's end at its node to its place in the ledger.";

@@ -17,6 +17,7 @@ use crate::scheduler::SchedulerConfig;
 use crate::telemetry::TraceConfig;
 use crate::usage::LogConfig;
 use axum::http::HeaderValue;
+use lorikeet_http::Patience;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -55,6 +56,9 @@ pub struct Config {
     pub scheduler: SchedulerConfig,
     pub residency: ResidencyConfig,
     pub max_requests: usize,
+    pub patience: Patience,
+    /// For a request's whole body; then it is a 408.
+    pub read_body_within: Duration,
     pub usage: LogConfig,
     pub drain: DrainConfig,
 }
@@ -113,6 +117,8 @@ impl Config {
             scheduler,
             residency: residency::residency(vars)?,
             max_requests: engine::max_requests(vars)?,
+            patience: http::patience(vars)?,
+            read_body_within: http::read_body_within(vars)?,
             usage: LogConfig::default(),
             drain: DrainConfig {
                 grace: vars.seconds("LORIKEET_DRAIN_GRACE_SECONDS", 5)?,

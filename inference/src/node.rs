@@ -7,12 +7,11 @@
 //! ```
 
 mod engine;
-mod http;
 #[cfg(test)]
 mod tests;
 
 use crate::adapters::{ObjectStore, S3Store};
-use crate::api::{self, Api, Tokenizing};
+use crate::api::{self, Api, Bodies, Idempotency, Tokenizing};
 use crate::config::{Config, DrainConfig};
 use crate::durable::unix_ms;
 use crate::engine::{EngineHandle, EngineState};
@@ -21,8 +20,8 @@ use crate::link::{Keeper, Link, Manifest, Presentation, Uplink};
 use crate::telemetry::{self, Sources, Telemetry, Traces};
 use crate::usage::{Shipper, UsageLog};
 use anyhow::Context;
-use http::HttpServer;
 use lorikeet_compute::model::{self, LoadedModel, ModelWeights};
+use lorikeet_http::HttpServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -120,7 +119,7 @@ pub async fn serve(
             model: base.id.clone(),
             device: engine.device,
         };
-        HttpServer::start(listener, telemetry::router(sources))
+        HttpServer::start(listener, telemetry::router(sources), config.patience, Arc::default())
     });
     let api = Arc::new(Api {
         base: base.clone(),
@@ -132,22 +131,29 @@ pub async fn serve(
         usage: usage.clone(),
         engine: engine.handle.clone(),
         limiter: Arc::default(),
+        idempotency: Idempotency::default(),
+        bodies: Bodies::new(config.read_body_within),
         stopping: shutdown.clone(),
         telemetry: telemetry.clone(),
         started_unix_s: unix_ms() / 1000,
     });
     let announcement = announce(engine.handle.clone(), address, base.id, engine.device);
     let announcement = tokio::spawn(announcement);
-    let http = HttpServer::start(sockets.api, api::router(api, origins));
+    let router = api::router(api.clone(), origins);
+    let slow_readers = telemetry.requests.slow_readers.clone();
+    let http = HttpServer::start(sockets.api, router, config.patience, slow_readers);
     let outcome = until_stopped(&engine.handle, &shutdown, config.drain.grace).await;
 
     // Each part goes when nobody needs it any more: requests, then the engine, the log that their
     // accounts are closed in, and last the way to the control plane.
     drain(&engine.handle, http, config.drain).await;
+    // Those that need no client end with the engine; one may still wait for a log that cannot be written.
+    let _ = tokio::time::timeout(LAST_WORDS, api.idempotency.ended()).await;
     engine.stop().await;
     announcement.await?;
     let log = usage.clone();
     spawn_blocking(move || log.close()).await?;
+    api.idempotency.ended().await;
     stop_shipping.cancel();
     shipping.await?;
     stop_link.cancel();

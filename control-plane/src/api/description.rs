@@ -204,6 +204,7 @@ fn surrounded(route: &Route, operation: Operation) -> Operation {
         all = all.fails_with(&[
             (400, "`malformed`"),
             (403, "`insufficient_scope`, `tenant_suspended`, `cross_origin`, `csrf_token`, ..."),
+            (408, "`request_timeout`: the body did not arrive in time"),
             (413, "`body_too_large`"),
             (422, "`invalid`: `param` names the field; or why an adapter is refused"),
         ]);

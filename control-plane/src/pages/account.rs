@@ -2,14 +2,15 @@
 
 use super::{format, render};
 use crate::access::{Access, Registry};
+use crate::api::extract::Form;
 use crate::auth::{LogIn, LoggedIn, RequestId, Session, SignUp, Visitor, account, removal_cookie};
 use crate::error::ApiError;
 use crate::state::AppState;
 use askama::Template;
+use axum::Extension;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::{Extension, Form};
 use axum_extra::extract::CookieJar;
 
 pub(super) fn routes(registry: Registry) -> Registry {

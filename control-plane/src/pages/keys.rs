@@ -3,7 +3,7 @@
 use super::account::told;
 use super::{Page, format, render};
 use crate::access::{Access, Registry};
-use crate::api::extract::Path;
+use crate::api::extract::{Form, Path};
 use crate::auth::{ClientAddress, Session, TenantCaller, account};
 use crate::error::ApiError;
 use crate::keys::{self, CreatedKey, KeyInfo, NewKey};
@@ -13,7 +13,6 @@ use askama::Template;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Redirect, Response};
-use axum_extra::extract::Form;
 use lorikeet_contract::KeyId;
 use lorikeet_contract::key::Scope;
 use serde::Deserialize;

@@ -3,14 +3,13 @@
 use super::account::told;
 use super::{Page, format, render};
 use crate::access::{Access, Registry};
-use crate::api::extract::Path;
+use crate::api::extract::{Form, Path};
 use crate::auth::{OperatorCaller, Session};
 use crate::error::ApiError;
 use crate::state::AppState;
 use crate::tenants::{self, TenantLimits};
 use crate::usage::tenants::{TenantSummary, tenants as list_all};
 use askama::Template;
-use axum::Form;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Redirect, Response};

@@ -12,7 +12,11 @@ use std::sync::Arc;
 pub const OF_A_KEY: &[(u16, &str)] = &[
     (401, "`invalid_api_key`, `expired_api_key`, `access_revoked`"),
     (403, "`insufficient_scope`, `account_suspended`"),
-    (429, "`rate_limit_exceeded`, `node_busy`: try again after `retry-after`"),
+    (
+        429,
+        "`rate_limit_exceeded`, `concurrency_limit_exceeded`, `node_busy`: try again after \
+         `retry-after`",
+    ),
     (500, "`internal_error`"),
     (503, "`manifest_stale`, `node_stopped`: try again, or another node"),
 ];
@@ -32,7 +36,12 @@ pub const OF_A_BODY: &[(u16, &str)] = &[
 
 /// Of every operation that generates.
 pub const OF_A_GENERATION: &[(u16, &str)] = &[
-    (422, "The `Idempotency-Key` was used for another body"),
+    (
+        409,
+        "`adapter_not_ready`, `adapter_disabled`, `adapter_unservable`, `idempotency_key_in_use`, \
+         `idempotency_answer_not_kept`",
+    ),
+    (422, "`idempotency_key_reused`: the `Idempotency-Key` came with another body"),
     (503, "`manifest_stale`, `node_stopped`, `adapter_load_failed`, `usage_log_unavailable`"),
     (504, "`deadline_exceeded`"),
 ];
@@ -69,7 +78,8 @@ pub fn reference() -> Reference {
                  base model's name, an adapter's (`my-adapter`: its newest ready version), a fixed \
                  version (`my-adapter@3`) or an alias (`my-adapter@stable`). A field that would \
                  change the answer and is not supported is refused; one that would not is ignored \
-                 and named in `x-lorikeet-ignored-fields`.";
+                 and named in `x-lorikeet-ignored-fields`. A POST with an `Idempotency-Key` is run \
+                 once: for ten minutes its repeat gets the same answer.";
     Reference::new("Lorikeet: inference", about, env!("CARGO_PKG_VERSION"), error)
 }
 

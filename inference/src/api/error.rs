@@ -13,6 +13,7 @@ use lorikeet_contract::RequestId;
 use lorikeet_contract::key::ParseKeyError;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Offered to clients that were turned away for load, in seconds.
 const RETRY_AFTER: u64 = 1;
@@ -40,6 +41,20 @@ pub enum ApiError {
     Method,
     #[error("The request body is larger than {limit} bytes.")]
     BodyTooLarge { limit: usize },
+    #[error(
+        "The request body did not arrive within {} s. Send it at once, or make it smaller.",
+        within.as_secs()
+    )]
+    BodyTooSlow { within: Duration },
+    #[error("A request with this Idempotency-Key is still running. Ask again when it has ended.")]
+    StillRunning,
+    #[error("This Idempotency-Key came with another request before. Use a new key.")]
+    KeyReused,
+    #[error(
+        "The request with this Idempotency-Key has been answered and billed, and there was no room to \
+         keep the answer. Use a new key to ask anew."
+    )]
+    AnswerNotKept,
     #[error("{message}")]
     Invalid { message: String, param: Option<String> },
     #[error(
@@ -91,6 +106,9 @@ impl ApiError {
             Self::NoRoute | Self::NoModel(_) => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::StillRunning | Self::AnswerNotKept => StatusCode::CONFLICT,
+            Self::KeyReused => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Invalid { .. } | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
             Self::NotReady(_) | Self::Disabled(_) | Self::Unservable { .. } => StatusCode::CONFLICT,
             Self::Busy | Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
@@ -113,6 +131,10 @@ impl ApiError {
             Self::NoRoute => "not_found",
             Self::Method => "method_not_allowed",
             Self::BodyTooLarge { .. } => "request_too_large",
+            Self::BodyTooSlow { .. } => "request_timeout",
+            Self::StillRunning => "idempotency_key_in_use",
+            Self::KeyReused => "idempotency_key_reused",
+            Self::AnswerNotKept => "idempotency_answer_not_kept",
             Self::Invalid { .. } => return None,
             Self::ContextLength { .. } => "context_length_exceeded",
             Self::NoModel(_) => "model_not_found",
@@ -149,6 +171,8 @@ impl ApiError {
 
     fn retry_after_s(&self) -> Option<u64> {
         match self {
+            // Its answer may come any moment.
+            Self::StillRunning => Some(RETRY_AFTER),
             Self::Limited(exceeded) => {
                 Some((exceeded.retry_after().as_nanos().div_ceil(1_000_000_000) as u64).max(1))
             }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! observed ── CORS ── /health /ready /openapi.json /docs
-//!                └─── auth ── rate limits ── models, tokens
+//!                └─── auth ── body ── idempotency ── rate limits ── models, tokens
 //!                         └── chat, completions, responses ── request ── messages, parameters
 //!                                  │      └─ shape: whole, or stream
 //!                                  └──── generation ── choice ── answer ── stop
@@ -16,10 +16,12 @@ mod description;
 mod error;
 mod generation;
 mod health;
+mod idempotency;
 mod messages;
 mod models;
 mod parameters;
 mod rate_limits;
+mod read_body;
 mod responses;
 mod routes;
 mod shape;
@@ -29,6 +31,9 @@ mod tokenizing;
 mod tokens;
 mod usage;
 mod warm_up;
+
+pub use idempotency::Idempotency;
+pub use read_body::Bodies;
 
 use crate::engine::EngineHandle;
 use crate::guidance::Guidance;
@@ -67,6 +72,8 @@ pub struct Api {
     pub usage: Arc<UsageLog>,
     pub engine: EngineHandle,
     pub limiter: Arc<Limiter>,
+    pub idempotency: Idempotency,
+    pub bodies: Bodies,
     /// Cancelled when the node has been told to stop: it is not ready any more.
     pub stopping: CancellationToken,
     pub telemetry: Arc<Telemetry>,
@@ -137,9 +144,13 @@ pub fn router(api: Arc<Api>, origins: Option<AllowOrigin>) -> Router {
         .fallback(async || ApiError::NoRoute)
         .method_not_allowed_fallback(async || ApiError::Method)
         .layer(from_fn_with_state(api.clone(), rate_limits::admit))
+        .layer(from_fn_with_state(api.clone(), idempotency::once))
+        .layer(from_fn_with_state(api.clone(), read_body::read_whole))
         .layer(from_fn_with_state(api.clone(), rate_limits::tell))
         .layer(from_fn_with_state(api.clone(), auth::require_key));
-    let tokens = tokens.route_layer(from_fn_with_state(api.clone(), auth::require_key));
+    let tokens = tokens
+        .route_layer(from_fn_with_state(api.clone(), read_body::read_whole))
+        .route_layer(from_fn_with_state(api.clone(), auth::require_key));
     let router = Router::new()
         .nest("/v1", v1)
         .merge(tokens)
@@ -162,6 +173,7 @@ fn cors(origins: AllowOrigin) -> CorsLayer {
         X_REQUEST_ID,
         TRACERESPONSE,
         header::RETRY_AFTER,
+        idempotency::REPLAYED,
         parameters::IGNORED,
         timing::X_QUEUE,
         timing::X_ADAPTER_LOAD,

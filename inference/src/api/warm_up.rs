@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::auth::Caller;
-use super::description::{OF_A_KEY, OF_A_MODEL};
+use super::description::{OF_A_BODY, OF_A_KEY, OF_A_MODEL};
 use super::error::ApiError;
 use super::models::resolve;
 use crate::engine::WarmUpError;
@@ -44,7 +44,9 @@ pub fn operation() -> Operation {
         .answers(202, "The load goes on", state("loading"))
         .fails_with(OF_A_KEY)
         .fails_with(OF_A_MODEL)
+        .fails_with(OF_A_BODY)
         .fails(400, "`wait` is out of its range")
+        .fails(422, "`idempotency_key_reused`: the `Idempotency-Key` came with another body")
         .fails(503, "`adapter_load_failed`, `manifest_stale`, `node_stopped`")
 }
 

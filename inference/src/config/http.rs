@@ -1,8 +1,13 @@
-//! Where the node is spoken to, and by whose pages.
+//! Where the node is spoken to, by whose pages, and how patiently.
 
 use super::vars::{ConfigError, Vars};
 use axum::http::{HeaderValue, Uri};
+use lorikeet_http::Patience;
 use std::net::SocketAddr;
+use std::time::Duration;
+
+/// 4 MiB at half a megabit a second.
+const READ_BODY_WITHIN: Duration = Duration::from_secs(60);
 
 pub(super) fn metrics_listen(vars: Vars<'_>) -> Result<Option<SocketAddr>, ConfigError> {
     let name = "LORIKEET_METRICS_LISTEN";
@@ -62,4 +67,22 @@ fn origin(name: &'static str, text: &str) -> Result<HeaderValue, ConfigError> {
             reason: "an origin is wanted, such as https://lorikeet.example".into(),
         }),
     }
+}
+
+pub(super) fn patience(vars: Vars<'_>) -> Result<Patience, ConfigError> {
+    let default = Patience::default();
+    let most = vars.positive("LORIKEET_MAX_CONNECTIONS")?;
+    let head = vars.positive("LORIKEET_CLIENT_HEAD_SECONDS")?;
+    let reading = vars.positive("LORIKEET_CLIENT_READ_SECONDS")?;
+    Ok(Patience {
+        max_connections: most
+            .map_or(default.max_connections, |n| usize::try_from(n).unwrap_or(usize::MAX)),
+        head: head.map_or(default.head, Duration::from_secs),
+        reading: reading.map_or(default.reading, Duration::from_secs),
+    })
+}
+
+pub(super) fn read_body_within(vars: Vars<'_>) -> Result<Duration, ConfigError> {
+    let within = vars.positive("LORIKEET_CLIENT_BODY_SECONDS")?;
+    Ok(within.map_or(READ_BODY_WITHIN, Duration::from_secs))
 }

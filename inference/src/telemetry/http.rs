@@ -11,6 +11,7 @@ use http_body::{Frame, SizeHint};
 use lorikeet_contract::RequestId;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::task::{Context, Poll};
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -34,10 +35,11 @@ pub async fn observe(
     let observation = Arc::new(observation);
     request.extensions_mut().insert(id);
     request.extensions_mut().insert(observation.clone());
-    let mut watch = Watch { observation, status: CLIENT_GONE };
+    let watch = Arc::new(Watch { observation, status: AtomicU16::new(CLIENT_GONE) });
+    request.extensions_mut().insert(Unfinished { _watch: watch.clone() });
 
     let mut response = next.run(request).await;
-    watch.status = response.status().as_u16();
+    watch.status.store(response.status().as_u16(), Ordering::Relaxed);
     if let Some(code) = response.extensions().get::<ErrorCode>() {
         watch.observation.failed(*code);
     }
@@ -51,19 +53,26 @@ pub async fn observe(
 /// Ends the observation when it is dropped, whichever way the answer goes.
 struct Watch {
     observation: Arc<Observation>,
-    status: u16,
+    status: AtomicU16,
+}
+
+/// In a request's extensions. Whoever goes on with a request whose client may be gone holds it, and the
+/// request has not ended before.
+#[derive(Clone)]
+pub struct Unfinished {
+    _watch: Arc<Watch>,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.observation.end(self.status);
+        self.observation.end(self.status.load(Ordering::Relaxed));
     }
 }
 
 struct Watched {
     /// Dropped first: what it still says of the request is heard.
     body: Body,
-    _watch: Watch,
+    _watch: Arc<Watch>,
 }
 
 impl HttpBody for Watched {

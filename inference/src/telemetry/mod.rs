@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 pub use course::{Course, Outcome};
 pub use engine::{EngineMetrics, Move, MoveEnd, Moves, Tier};
-pub use http::{X_REQUEST_ID, observe};
+pub use http::{Unfinished, X_REQUEST_ID, observe};
 pub use observation::{ErrorCode, Observation};
 pub use page::{Sources, router};
 pub use requests::RequestMetrics;

@@ -79,6 +79,8 @@ impl Sources {
             let status = status.to_string();
             family.sample(&[("method", method), ("route", &route), ("status", &status)], count);
         }
+        let help = "Clients cut off because they did not take their answers.";
+        page.counter("lorikeet_slow_readers_total", help, metrics.slow_readers.get());
         for (name, help, histogram) in [
             ("duration", "From a request's arrival to its last byte.", &metrics.duration),
             ("queue", "From submission to the first scheduled row.", &metrics.queue),

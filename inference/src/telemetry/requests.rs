@@ -4,7 +4,7 @@ use super::top::Top;
 use lorikeet_contract::{AdapterVersionId, TenantId};
 use lorikeet_metrics::{Counter, CounterBy, Histogram};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const SECONDS: [f64; 16] =
@@ -19,6 +19,8 @@ pub struct RequestMetrics {
     /// By method, route and status.
     pub http: CounterBy<(&'static str, String, u16)>,
     pub outcomes: CounterBy<&'static str>,
+    /// Clients cut off because they did not take their answers.
+    pub slow_readers: Arc<Counter>,
     pub duration: Histogram,
     pub queue: Histogram,
     pub adapter_load: Histogram,
@@ -40,6 +42,7 @@ impl Default for RequestMetrics {
         Self {
             http: CounterBy::default(),
             outcomes: CounterBy::default(),
+            slow_readers: Arc::default(),
             duration: Histogram::of_seconds(&SECONDS),
             queue: Histogram::of_seconds(&SECONDS),
             adapter_load: Histogram::of_seconds(&SECONDS),

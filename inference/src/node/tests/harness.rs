@@ -15,6 +15,7 @@ use lorikeet_contract::link::{
 };
 use lorikeet_contract::usage::NodeClaims;
 use lorikeet_contract::{AdapterId, AdapterVersionId, ContentDigest, KeyId, NodeId, TenantId};
+use lorikeet_http::Patience;
 use prost::Message;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -309,6 +310,8 @@ pub fn config(data: &Path, control_plane: &str, address: SocketAddr) -> Config {
         scheduler: SchedulerConfig::default(),
         residency: ResidencyConfig::default(),
         max_requests: 64,
+        patience: Patience::default(),
+        read_body_within: Duration::from_secs(60),
         drain: DrainConfig { grace: Duration::ZERO, timeout: Duration::from_secs(30) },
         usage: LogConfig { progress_every: Duration::from_millis(10), ..LogConfig::default() },
     }

@@ -16,6 +16,27 @@ impl TokenMask {
         word.is_some_and(|word| word >> (token % 32) & 1 == 1)
     }
 
+    pub fn len(&self) -> u64 {
+        self.words.iter().map(|word| u64::from(word.count_ones())).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    /// The token that so many lower ones come before. None: it has no more than `n`.
+    pub fn nth(&self, mut n: u64) -> Option<u32> {
+        for (first, word) in (0..).step_by(32).zip(&self.words) {
+            let count = u64::from(word.count_ones());
+            if n < count {
+                let at = (0..32).filter(|bit| word >> bit & 1 == 1).nth(n as usize)?;
+                return Some(first + at);
+            }
+            n -= count;
+        }
+        None
+    }
+
     /// Makes every other token impossible.
     pub fn apply(&self, logits: &mut [f32]) {
         let (masked, beyond) = logits.split_at_mut(logits.len().min(self.words.len() * 32));
@@ -45,5 +66,7 @@ mod tests {
             assert_eq!(logit.is_finite(), allowed, "token {token}");
         }
         assert!(!mask.allows(u32::MAX));
+        assert_eq!((mask.len(), mask.is_empty()), (3, false));
+        assert_eq!([0, 1, 2, 3].map(|n| mask.nth(n)), [Some(0), Some(2), Some(63), None]);
     }
 }

@@ -252,9 +252,9 @@ impl From<RequestError> for ApiError {
             RequestError::Deadline => Self::Deadline,
             RequestError::Revoked => Self::Revoked,
             RequestError::Engine(_) => Self::Stopped,
-            RequestError::Guidance(GuidanceError::Internal) => Self::Internal,
-            complex @ RequestError::Guidance(GuidanceError::TooComplex) => {
-                Self::Invalid { message: format!("Make it simpler: {complex}."), param: None }
+            RequestError::Guidance { error: GuidanceError::Internal, .. } => Self::Internal,
+            RequestError::Guidance { parameter, error } => {
+                Self::invalid(parameter, format!("Invalid `{parameter}`: {error}."))
             }
             RequestError::Unsupported(param) => {
                 Self::invalid(param, format!("{error}: leave it out."))

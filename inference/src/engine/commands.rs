@@ -19,6 +19,8 @@ pub(super) struct Request {
     pub events: mpsc::Sender<EngineEvent>,
     /// None where no grammar is followed, and while the next mask is being computed.
     pub walker: Option<Walker>,
+    /// The parameter that asked for a grammar.
+    pub guided_by: Option<&'static str>,
     /// Its place among the requests held, given back when the request has ended.
     pub _place: Places,
 }
@@ -83,7 +85,8 @@ impl Engine {
             }
             if let Err(error) = self.mask_pool() {
                 tracing::error!(%error, "no threads for grammars");
-                return fail(&submission.request, GuidanceError::Internal.into());
+                let (parameter, error) = (guide.parameter, GuidanceError::Internal);
+                return fail(&submission.request, RequestError::Guidance { parameter, error });
             }
         }
         let Submission { request, submitted, place } = submission;
@@ -110,8 +113,10 @@ impl Engine {
         let context = self.config.base.context_length as usize;
         let id = SequenceId(self.next_sequence);
         self.next_sequence += 1;
+        let guided_by = guide.as_ref().map(|guide| guide.parameter);
         let (walker, allowed) = guide.map(|guide| (guide.walker, guide.first)).unzip();
-        let request = Request { id: request_id, tenant, key, events, walker, _place: place };
+        let request =
+            Request { id: request_id, tenant, key, events, walker, guided_by, _place: place };
         self.requests.insert(id, request);
         self.by_id.insert(request_id, id);
         let new = NewSequence {
@@ -182,6 +187,9 @@ impl Engine {
     pub(super) fn end(&mut self, id: SequenceId, event: EngineEvent) {
         let Some(request) = self.requests.remove(&id) else { return };
         self.by_id.remove(&request.id);
+        if let Some(masks) = &mut self.masks {
+            masks.forget(id);
+        }
         // A full or closed channel: nobody is left to be told.
         let _ = request.events.try_send(event);
     }

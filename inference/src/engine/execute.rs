@@ -75,6 +75,12 @@ impl Engine {
             return Err(EngineError::Contract("a token was not drawn, or one that nobody wanted"));
         }
         let token = output.sampled.as_ref().map(|sampled| sampled.token);
+        let allowed = self.scheduler.get(id).and_then(Sequence::allowed);
+        if let Some((mask, token)) = allowed.zip(token)
+            && !mask.allows(token)
+        {
+            return Err(EngineError::Contract("a token was drawn that was not allowed"));
+        }
         let commit = self.scheduler.commit(planned, token, &mut self.kv);
         if matches!(commit, Commit::Gone) {
             return Ok(());

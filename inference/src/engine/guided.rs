@@ -37,6 +37,9 @@ impl Engine {
         while let Some(done) = self.masks.as_mut().and_then(|masks| masks.poll(patience)) {
             self.accept_mask(done, now);
         }
+        if let Some(masks) = &mut self.masks {
+            masks.end_late();
+        }
         self.last_step = Duration::ZERO;
     }
 
@@ -54,7 +57,10 @@ impl Engine {
                     self.finish(&sequence, Ending::Stop, now);
                 }
             }
-            Err(error) => self.fail_one(id, RequestError::Guidance(error), now),
+            Err(error) => {
+                let parameter = request.guided_by.unwrap_or_default();
+                self.fail_one(id, RequestError::Guidance { parameter, error }, now);
+            }
         }
     }
 

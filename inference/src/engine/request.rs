@@ -91,8 +91,8 @@ pub enum RequestError {
     Deadline,
     #[error("the node's device does not support `{0}`")]
     Unsupported(&'static str),
-    #[error(transparent)]
-    Guidance(#[from] GuidanceError),
+    #[error("{error}")]
+    Guidance { parameter: &'static str, error: GuidanceError },
     #[error("the prompt needs {needed} KV blocks, the node has {available}")]
     TooLarge { needed: u32, available: u32 },
     #[error("access was revoked while the request ran")]

@@ -5,9 +5,10 @@ use lorikeet_contract::TenantId;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Grammars kept of one tenant, and of all together; the one that was used longest ago goes first.
-const PER_TENANT: usize = 16;
-const IN_ALL: usize = 256;
+/// Grammars kept of one tenant, and of all together; the one that was used longest ago goes first. One
+/// that is larger than what is kept of a tenant is not kept.
+const PER_TENANT: Room = Room { grammars: 16, bytes: 16 << 20 };
+const IN_ALL: Room = Room { grammars: 256, bytes: 128 << 20 };
 
 /// Tenants share nothing, so that none can tell by the time that it takes what another one asks for.
 type Key = (TenantId, [u8; 32]);
@@ -23,6 +24,11 @@ struct Entry {
     last_use: u64,
 }
 
+struct Room {
+    grammars: usize,
+    bytes: usize,
+}
+
 impl Cache {
     pub fn get(&mut self, key: &Key) -> Option<Arc<Compiled>> {
         self.uses += 1;
@@ -32,20 +38,32 @@ impl Cache {
     }
 
     pub fn insert(&mut self, key: Key, compiled: Arc<Compiled>) {
-        let is_tenants = |(other, _): &(&Key, &Entry)| other.0 == key.0;
-        if self.entries.iter().filter(is_tenants).count() >= PER_TENANT {
-            self.evict(|other| other.0 == key.0);
-        } else if self.entries.len() >= IN_ALL {
-            self.evict(|_| true);
+        if compiled.bytes > PER_TENANT.bytes {
+            return;
         }
+        self.make_room(&PER_TENANT, compiled.bytes, |other| other.0 == key.0);
+        self.make_room(&IN_ALL, compiled.bytes, |_| true);
         self.uses += 1;
         self.entries.insert(key, Entry { compiled, last_use: self.uses });
     }
 
-    fn evict(&mut self, may_go: impl Fn(&Key) -> bool) {
-        let candidates = self.entries.iter().filter(|(key, _)| may_go(key));
-        if let Some(oldest) = candidates.min_by_key(|(_, e)| e.last_use).map(|(key, _)| *key) {
-            self.entries.remove(&oldest);
+    /// Room for one more grammar of so many bytes among those that `are`.
+    fn make_room(&mut self, room: &Room, bytes: usize, are: impl Fn(&Key) -> bool) {
+        let mut kept: Vec<(u64, Key, usize)> = self
+            .entries
+            .iter()
+            .filter(|(key, _)| are(key))
+            .map(|(key, entry)| (entry.last_use, *key, entry.compiled.bytes))
+            .collect();
+        kept.sort_unstable();
+        let mut taken: usize = kept.iter().map(|(_, _, bytes)| bytes).sum();
+        let mut count = kept.len();
+        for (_, key, freed) in kept {
+            if count < room.grammars && taken + bytes <= room.bytes {
+                return;
+            }
+            self.entries.remove(&key);
+            (count, taken) = (count - 1, taken - freed);
         }
     }
 

@@ -1,8 +1,9 @@
 //! From a grammar to what sequences walk through, off every thread that others wait for.
 
 use super::cache::Cache;
-use super::{Grammar, Guide, Next, Walker, vocabulary};
-use llguidance::{Matcher, ParserFactory};
+use super::turns::Turns;
+use super::{Grammar, Guide, Next, Walker, schema, vocabulary};
+use llguidance::{ParserFactory, TokenParser};
 use lorikeet_compute::model::Tokenizer;
 use lorikeet_compute::sampling::TokenMask;
 use lorikeet_contract::TenantId;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
-/// Grammars that are compiled at once; more wait, as long as they may take.
+/// Grammars that are compiled at once, each of another tenant; more wait, as long as they may take.
 const AT_ONCE: usize = 2;
 /// What a grammar may take until it is compiled, waiting included. One that takes longer is given up,
 /// and keeps its place until its thread has ended.
@@ -24,6 +25,9 @@ pub enum CompileError {
     /// Tells the customer what to change.
     #[error("{0}")]
     Invalid(String),
+    /// Part of a schema, by its JSON pointer, which is not empty.
+    #[error("{why}, at `{at}`")]
+    Part { at: String, why: String },
     #[error("compiling it took longer than {} s: make it simpler", TIMEOUT.as_secs())]
     TooSlow,
     /// Others are being compiled.
@@ -35,15 +39,17 @@ pub enum CompileError {
 
 /// A grammar at its beginning.
 pub struct Compiled {
-    matcher: Mutex<Matcher>,
+    walker: Mutex<Walker>,
     first: Arc<TokenMask>,
+    /// What keeping it takes.
+    pub(super) bytes: usize,
 }
 
 impl Compiled {
-    /// For one more sequence. It shares no state with others, so that none can use up what another needs.
+    /// For one more sequence.
     pub fn guide(&self, parameter: &'static str) -> Guide {
-        let matcher = self.matcher.lock().unwrap_or_else(PoisonError::into_inner).deep_clone();
-        Guide { walker: Walker::new(matcher), first: self.first.clone(), parameter }
+        let walker = self.walker.lock().unwrap_or_else(PoisonError::into_inner).fork();
+        Guide { walker, first: self.first.clone(), parameter }
     }
 }
 
@@ -55,6 +61,7 @@ pub struct Guidance {
     /// Made with the first grammar. None: this vocabulary cannot be guided.
     factory: OnceLock<Option<ParserFactory>>,
     places: Arc<Semaphore>,
+    turns: Turns,
     cache: Mutex<Cache>,
 }
 
@@ -66,6 +73,7 @@ impl Guidance {
             eos_tokens,
             factory: OnceLock::new(),
             places: Arc::new(Semaphore::new(AT_ONCE)),
+            turns: Turns::default(),
             cache: Mutex::default(),
         }
     }
@@ -80,14 +88,22 @@ impl Guidance {
         if let Some(compiled) = self.cache().get(&key) {
             return Ok(compiled);
         }
-        let places = self.places.clone();
-        let place = tokio::time::timeout(TIMEOUT, places.acquire_owned()).await;
-        let place = place.map_err(|_| CompileError::Busy)?.map_err(|_| CompileError::Internal)?;
+        let waiting = async {
+            let turn = self.turns.of(tenant).await;
+            (turn, self.places.clone().acquire_owned().await)
+        };
+        let (turn, place) =
+            tokio::time::timeout(TIMEOUT, waiting).await.map_err(|_| CompileError::Busy)?;
+        let place = place.map_err(|_| CompileError::Internal)?;
+        // A request of the same tenant may have asked for it, too.
+        if let Some(compiled) = self.cache().get(&key) {
+            return Ok(compiled);
+        }
         let (reply, compiled) = oneshot::channel();
         let (guidance, grammar) = (self.clone(), grammar.clone());
         let work = move || {
             let compiled = guidance.compile_now(&grammar);
-            drop(place);
+            drop((place, turn));
             // Whoever gave it up reads no more.
             let _ = reply.send(compiled);
         };
@@ -107,11 +123,11 @@ impl Guidance {
                 .ok()
         });
         let factory = factory.as_ref().ok_or(CompileError::Internal)?;
-        let parser = factory.create_parser(grammar.to_llguidance()).map_err(|e| reason(&e))?;
-        let mut walker = Walker::new(Matcher::new(Ok(parser)));
+        let mut walker = Walker::new(parser(factory, grammar)?);
         match walker.next() {
             Ok(Next::Allowed(first)) => {
-                Ok(Compiled { matcher: Mutex::new(walker.into_matcher()), first })
+                let bytes = walker.bytes() + grammar.bytes();
+                Ok(Compiled { walker: Mutex::new(walker), first, bytes })
             }
             Ok(Next::Complete) => Err(CompileError::Invalid("only the empty text matches".into())),
             Err(error) => Err(CompileError::Invalid(error.to_string())),
@@ -128,11 +144,25 @@ impl Guidance {
     }
 }
 
-/// A panic's text has a backtrace behind it and helps no customer.
-fn reason(error: &anyhow::Error) -> CompileError {
-    let text = format!("{error:#}");
-    if text.starts_with("panic:") {
-        return CompileError::Internal;
+fn parser(factory: &ParserFactory, grammar: &Grammar) -> Result<TokenParser, CompileError> {
+    let parse = |grammar: &Grammar| factory.create_parser(grammar.to_llguidance());
+    let error = match parse(grammar) {
+        Ok(parser) => return Ok(parser),
+        Err(error) => reason(&error).ok_or(CompileError::Internal)?,
+    };
+    let Grammar::Json(whole) = grammar else { return Err(CompileError::Invalid(error)) };
+    let at = schema::locate(whole, &error, |part| {
+        parse(&Grammar::Json(part.clone())).err().and_then(|error| reason(&error))
+    });
+    if at.is_empty() {
+        return Err(CompileError::Invalid(error));
     }
-    CompileError::Invalid(text.trim_end_matches('.').to_owned())
+    Err(CompileError::Part { at, why: error })
+}
+
+/// In one line. None for a panic: its text has a backtrace behind it and helps no customer.
+fn reason(error: &anyhow::Error) -> Option<String> {
+    let text = error.root_cause().to_string();
+    let is_panic = text.starts_with("panic:");
+    (!is_panic).then(|| text.trim_end_matches('.').to_owned())
 }

@@ -1,6 +1,6 @@
 //! What an answer can be made to follow, as customers write it.
 
-use super::CompileError;
+use super::{CompileError, schema};
 use llguidance::api::TopLevelGrammar;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -39,6 +39,11 @@ impl Grammar {
         Sha256::new().chain_update([kind]).chain_update(text).finalize().into()
     }
 
+    /// Of its text.
+    pub(super) fn bytes(&self) -> usize {
+        self.text().1.len()
+    }
+
     /// Looks at nothing that costs more than reading it once.
     pub fn check(&self) -> Result<(), CompileError> {
         let refused = |what: String| Err(CompileError::Invalid(what));
@@ -67,6 +72,7 @@ impl Grammar {
         match self {
             Self::Json(schema) => {
                 let mut schema = schema.clone();
+                schema::tighten(&mut schema);
                 if let Value::Object(fields) = &mut schema {
                     fields
                         .insert("x-guidance".into(), json!({ "whitespace_pattern": JSON_BLANKS }));

@@ -7,13 +7,23 @@
 //! engine: a token was drawn ──> pool: advance the walker, compute the next mask ──> engine: draw again
 //! ```
 //! A row whose mask is not there yet sits out the step; nobody else waits for it.
+//!
+//! What a grammar may cost is bounded at each place: its size, the time until it is compiled (and how many
+//! of a tenant are at once), the bytes that are kept of it, and of each sequence that follows it the time
+//! of its masks and the bytes of its automaton.
 
 mod cache;
 mod compile;
+#[cfg(test)]
+mod costs;
 mod grammar;
 mod pool;
+mod schema;
+#[cfg(test)]
+pub mod schemas;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod vocabulary;
 mod walker;
 
@@ -37,8 +47,10 @@ pub struct Guide {
 /// A grammar that is followed no further. What was drawn and what the grammar says stay out of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum GuidanceError {
-    #[error("the grammar is too complex to be followed to this point")]
+    #[error("the grammar is too complex to be followed further: make it simpler")]
     TooComplex,
+    #[error("the grammar has come to a place where it allows nothing")]
+    DeadEnd,
     #[error("the grammar could not be followed")]
     Internal,
 }

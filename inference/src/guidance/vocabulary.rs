@@ -6,7 +6,8 @@ use lorikeet_compute::model::Tokenizer;
 use std::sync::Arc;
 use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 
-/// Bounds what one grammar costs: about 20 ms for the lexer, 15 ms for a mask, and 20 MB.
+/// Bounds what one grammar costs: about 20 ms to set up the lexer, 20 MB, and mostly 15 ms for a mask;
+/// where it is more, the walker's allowance bounds it.
 const LIMITS: ParserLimits = ParserLimits {
     max_items_in_row: 2000,
     initial_lexer_fuel: 1_000_000,

@@ -159,9 +159,9 @@ impl SimBackend {
     /// The token after a state: the likeliest that is allowed, once the edits are applied.
     fn draw(&self, state: u64, request: &SampleRequest) -> SampledToken {
         let seed = if request.params.temperature > 0.0 { request.params.seed } else { 0 };
-        let vocab = u64::from(self.config.vocab_size);
-        let ranks = Ranks { first: mix(state ^ self.config.seed, seed) % vocab, vocab };
-        let token = ranks.likeliest(&request.edits, request.allowed.as_deref());
+        let (vocab, allowed) = (u64::from(self.config.vocab_size), request.allowed.as_deref());
+        let ranks = Ranks::new(mix(state ^ self.config.seed, seed), vocab, allowed);
+        let token = ranks.likeliest(&request.edits, allowed);
         let nth = |rank| (ranks.token(rank), Ranks::logprob(rank));
         SampledToken {
             token,

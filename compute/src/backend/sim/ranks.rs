@@ -14,6 +14,12 @@ pub(super) struct Ranks {
 }
 
 impl Ranks {
+    /// Of one draw: `random` and the allowed tokens settle the likeliest.
+    pub fn new(random: u64, vocab: u64, allowed: Option<&TokenMask>) -> Self {
+        let first = allowed.and_then(|allowed| drawn(random, allowed)).map(u64::from);
+        Self { first: first.filter(|first| *first < vocab).unwrap_or(random % vocab), vocab }
+    }
+
     pub fn token(&self, rank: u64) -> u32 {
         ((self.first + rank) % self.vocab) as u32
     }
@@ -47,6 +53,17 @@ impl Ranks {
     }
 }
 
+/// Every other draw takes any of the tokens alike, those between one of the lowest: of most vocabularies
+/// these are end tokens and single characters, quotes and brackets among them, so that whatever a grammar
+/// leaves without an end comes to one.
+fn drawn(random: u64, allowed: &TokenMask) -> Option<u32> {
+    let count = allowed.len();
+    let (is_any, random) = (random & 1 == 0, random >> 1);
+    let lowest = u64::from(random.trailing_zeros());
+    let nth = if is_any { random.checked_rem(count)? } else { lowest.min(count.checked_sub(1)?) };
+    allowed.nth(nth)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +80,20 @@ mod tests {
         let mask = TokenMask::new([0b110]);
         assert_eq!(ranks.likeliest(&[], Some(&mask)), 1);
         assert_eq!(ranks.likeliest(&[edit(2, 50.0), edit(5, 100.0)], Some(&mask)), 2);
+    }
+
+    #[test]
+    fn each_allowed_token_is_drawn_and_the_lowest_most_often() {
+        let mask = TokenMask::new([0, 0b1011_0000, 1 << 31]);
+        let mut counts = std::collections::BTreeMap::new();
+        for draw in 0..4000 {
+            let ranks = Ranks::new(super::super::shadow::mix(draw, 0), 96, Some(&mask));
+            *counts.entry(ranks.likeliest(&[], Some(&mask))).or_insert(0) += 1;
+        }
+        assert_eq!(counts.keys().copied().collect::<Vec<_>>(), [36, 37, 39, 95]);
+        assert!(counts.values().all(|count| *count > 400), "{counts:?}");
+        assert!(counts[&36] > 1000, "{counts:?}");
+        let none = Ranks::new(7, 5, Some(&TokenMask::new([0])));
+        assert_eq!(none.first, 2, "an empty set settles nothing");
     }
 }

@@ -13,6 +13,13 @@ pub struct WantedGrammar {
     pub parameter: &'static str,
 }
 
+/// Where in a field its JSON schema is.
+const SCHEMA_IN: [(&str, &str); 3] = [
+    (RESPONSE_FORMAT, ".json_schema.schema"),
+    (TEXT, ".format.schema"),
+    (STRUCTURED_OUTPUTS, ".json"),
+];
+
 impl WantedGrammar {
     pub fn excluded_by(&self, other: &WantedGrammar) -> ApiError {
         let name = self.parameter;
@@ -27,6 +34,13 @@ impl WantedGrammar {
             CompileError::Invalid(_) | CompileError::TooSlow => {
                 let name = self.parameter;
                 ApiError::invalid(name, format!("Invalid `{name}`: {error}."))
+            }
+            CompileError::Part { ref at, .. } => {
+                let name = self.parameter;
+                let inside = SCHEMA_IN.iter().find(|(field, _)| *field == name);
+                let inside = inside.map_or("", |(_, inside)| inside);
+                let place = format!("{name}{inside}{}", at.replace('/', "."));
+                ApiError::invalid(place, format!("Invalid `{name}`: {error} of the schema."))
             }
         }
     }

@@ -1,4 +1,5 @@
 mod adapters;
+mod guided;
 mod harness;
 mod isolation;
 mod kit;

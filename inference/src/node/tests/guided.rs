@@ -16,7 +16,7 @@ async fn node_of_one(tweak: impl FnOnce(&mut Config)) -> (ControlPlane, Node, Cu
     (control_plane, node, customer)
 }
 
-fn under_schema(schema: &Value) -> Value {
+pub fn under_schema(schema: &Value) -> Value {
     let schema = json!({ "name": "answer", "schema": schema, "strict": true });
     json!({ "type": "json_schema", "json_schema": schema })
 }
@@ -99,7 +99,8 @@ async fn what_cannot_be_followed_is_a_400_that_names_the_field_and_the_reason() 
     let schema = json!({ "properties": { "a": { "unevaluatedItems": false } } });
     let name = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
     for (more, reason) in [
-        (json!({ "response_format": under_schema(&schema) }), "unevaluatedItems"),
+        (json!({ "response_format": under_schema(&schema) }), "at `/properties/a` of the schema"),
+        (json!({ "guided_json": { "$ref": "#/$defs/none" } }), "none"),
         (json!({ "response_format": name }), "name"),
         (json!({ "response_format": { "type": "xml" } }), "xml"),
         (json!({ "guided_regex": "[" }), "["),
@@ -114,9 +115,12 @@ async fn what_cannot_be_followed_is_a_400_that_names_the_field_and_the_reason() 
         let (status, error) = node.refused(key, more.clone()).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{error}");
         let param = error["param"].as_str().expect("a field");
-        assert!(more.get(param).is_some(), "{error}");
+        let field = param.split('.').next().expect("a first part");
+        assert!(more.get(field).is_some(), "{error}");
         assert!(error["message"].as_str().expect("text").contains(reason), "{error}");
     }
+    let (_, error) = node.refused(key, json!({ "response_format": under_schema(&schema) })).await;
+    assert_eq!(error["param"], "response_format.json_schema.schema.properties.a");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -142,4 +146,39 @@ async fn the_real_model_answers_in_json_on_the_cpu() {
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     assert_eq!(value["colours"].as_array().map(|c| c.len() >= 2), Some(true), "{value}");
     assert!(value["name"].is_string() && value["can_fly"].is_boolean(), "{value}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grammar_made_to_cost_ends_its_own_request_and_others_notice_nothing() {
+    let (_control_plane, node, customer) = node_of_one(|_| {}).await;
+    // How long half of the pieces of an answer let wait, and the answer.
+    let pace = async |more: Value| {
+        let body = json!({ "stream": true, "max_tokens": 300, "min_tokens": 300 });
+        let mut body = chat(body);
+        body.as_object_mut().expect("an object").extend(more.as_object().cloned().expect("one"));
+        let mut events = Events::of(node.post(customer.key.reveal(), &body).await);
+        let (mut gaps, mut last) = (Vec::new(), std::time::Instant::now());
+        while events.next().await.is_some() {
+            gaps.push(last.elapsed());
+            last = std::time::Instant::now();
+        }
+        gaps.sort_unstable();
+        gaps[gaps.len() / 2]
+    };
+    let free = || pace(json!({}));
+    let guided = || pace(json!({ "guided_regex": "[a-z ]{2000}" }));
+    let alone = (free().await, guided().await);
+    let ambiguous = json!({
+        "guided_grammar": "start: a\na: a a | \"x\" | \"\"", "min_tokens": 2000, "max_tokens": 2000,
+    });
+    let costly = || node.refused(customer.key.reveal(), ambiguous.clone());
+    let beside = async { tokio::join!(free(), guided()) };
+    let (first, second, third, beside) = tokio::join!(costly(), costly(), costly(), beside);
+    for (status, error) in [first, second, third] {
+        assert_eq!((status, &error["param"]), (StatusCode::BAD_REQUEST, &json!("guided_grammar")));
+        assert!(error["message"].as_str().expect("text").contains("too complex"), "{error}");
+    }
+    let (limit, slack) = (3, std::time::Duration::from_millis(4));
+    assert!(beside.0 < alone.0 * limit + slack, "{:?}, {:?} alone", beside.0, alone.0);
+    assert!(beside.1 < alone.1 * limit + slack, "{:?}, {:?} alone", beside.1, alone.1);
 }

@@ -17,6 +17,7 @@ mod limits;
 mod manifest;
 mod metering;
 mod responses;
+mod schemas;
 mod slow_clients;
 mod sse;
 mod stopping;

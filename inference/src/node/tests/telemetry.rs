@@ -13,7 +13,7 @@ use reqwest::StatusCode;
 use serde_json::json;
 use std::time::Duration;
 
-async fn metrics(node: &Node) -> Exposition {
+pub async fn metrics(node: &Node) -> Exposition {
     let url = format!("http://{}/metrics", node.metrics);
     let response = reqwest::get(url).await.expect("an answer");
     assert_eq!(response.status(), StatusCode::OK);

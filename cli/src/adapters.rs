@@ -1,4 +1,4 @@
-//! `lorikeet adapters`: push one, list them.
+//! `lorikeet adapters`: push one, list them, switch one off and on.
 
 use crate::cache;
 use crate::client::adapter_files::AdapterFiles;
@@ -7,7 +7,7 @@ use crate::client::{self, Client, Service};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -29,6 +29,23 @@ pub enum Command {
     /// Show the tenant's adapters and their states
     #[command(after_help = "Example:\n  lorikeet adapters list --api-key lk_live_...")]
     List(List),
+    /// Switch an adapter off: nodes refuse it and let go of its bytes, and its files are kept
+    ///
+    /// New requests are refused with 409 adapter_disabled, whatever version or alias they name;
+    /// those that run end as usual.
+    #[command(after_help = "Example:\n  lorikeet adapters disable support-desk")]
+    Disable(Named),
+    /// Switch an adapter on again
+    #[command(after_help = "Example:\n  lorikeet adapters enable support-desk")]
+    Enable(Named),
+}
+
+#[derive(clap::Args)]
+pub struct Named {
+    /// The adapter's name
+    name: String,
+    #[command(flatten)]
+    client: client::Args,
 }
 
 #[derive(clap::Args)]
@@ -58,14 +75,31 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Push(args) => push(args).await,
         Command::List(args) => list(args).await,
+        Command::Disable(args) => set_disabled(args, true).await,
+        Command::Enable(args) => set_disabled(args, false).await,
     }
 }
 
-async fn push(args: Push) -> anyhow::Result<()> {
-    // It becomes a part of an address.
-    if args.name.contains(['/', '?', '#', '%']) {
-        bail!("{} is no name: use lower case letters, digits, `.`, `_` and `-`", args.name);
+/// It becomes a part of an address.
+fn check_name(name: &str) -> anyhow::Result<()> {
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '?', '#', '%']) {
+        bail!("`{name}` is no name: use lower case letters, digits, `.`, `_` and `-`");
     }
+    Ok(())
+}
+
+async fn set_disabled(args: Named, disabled: bool) -> anyhow::Result<()> {
+    check_name(&args.name)?;
+    let client = Client::with_key(&args.client.url, &args.client.api_key)?;
+    let (action, now) = if disabled { ("disable", "disabled") } else { ("enable", "enabled") };
+    let path = format!("/adapters/{}/{action}", args.name);
+    client.send_only(Method::POST, &path, &json!({})).await?;
+    println!("{} is {now}", args.name);
+    Ok(())
+}
+
+async fn push(args: Push) -> anyhow::Result<()> {
+    check_name(&args.name)?;
     let adapter = AdapterFiles::open(&args.dir)?;
     let client = Client::with_key(&args.client.url, &args.client.api_key)?;
     let resume = Resume::for_push(&args, &adapter)?;
@@ -140,11 +174,14 @@ async fn list(args: List) -> anyhow::Result<()> {
     if adapters.is_empty() {
         println!("no adapters yet: `lorikeet adapters push DIR --name NAME` uploads one");
     }
-    for upload::Adapter { name, serving_version, latest_version, aliases } in adapters {
-        let serving =
-            serving_version.map_or("answers not yet".into(), |v| format!("version {v} answers"));
+    for upload::Adapter { name, serving_version, latest_version, aliases, disabled } in adapters {
+        let serving = match serving_version {
+            Some(version) => format!("version {version} answers"),
+            None if disabled => "disabled".into(),
+            None => "answers not yet".into(),
+        };
         let latest = match latest_version {
-            Some(latest) if serving_version != Some(latest.version) => {
+            Some(latest) if serving_version != Some(latest.version) && !disabled => {
                 let reason = latest.error.map(|e| format!(": {}", e.message)).unwrap_or_default();
                 format!("; version {} is {}{reason}", latest.version, latest.state)
             }

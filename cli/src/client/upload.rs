@@ -219,6 +219,7 @@ pub struct Adapter {
     pub name: String,
     /// The newest that answers.
     pub serving_version: Option<u32>,
+    pub disabled: bool,
     pub latest_version: Option<Version>,
     pub aliases: Vec<Alias>,
 }

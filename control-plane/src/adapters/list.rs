@@ -1,8 +1,8 @@
-//! Look-ups inside the transaction's tenant.
+//! Look-ups: inside the transaction's tenant, unless they say otherwise.
 
 use super::alias::{self, Alias};
 use super::version::Version;
-use lorikeet_contract::BaseModelSpec;
+use lorikeet_contract::{BaseModelSpec, TenantId};
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
@@ -15,8 +15,9 @@ pub struct AdapterSummary {
     pub name: String,
     pub created_at: OffsetDateTime,
     pub latest: Option<Version>,
-    /// The newest version that answers.
+    /// The newest version that answers; none while it is disabled.
     pub serving_version: Option<i32>,
+    pub disabled: bool,
     /// By name.
     pub aliases: Vec<Alias>,
 }
@@ -27,12 +28,14 @@ struct AdapterRow {
     name: String,
     created_at: OffsetDateTime,
     serving_version: Option<i32>,
+    disabled: bool,
 }
 
 const ADAPTERS: &str = "
-    select a.id, a.name, a.created_at,
+    select a.id, a.name, a.created_at, a.disabled_at is not null as disabled,
            (select max(v.version) from adapter_version v
-            where v.adapter_id = a.id and v.state = 'ready') as serving_version
+            where v.adapter_id = a.id and v.state = 'ready' and a.disabled_at is null)
+             as serving_version
     from adapter a where a.deleted_at is null";
 
 /// Every adapter, by name.
@@ -83,6 +86,28 @@ pub async fn versions(tx: &mut PgConnection, adapter: Uuid) -> Result<Vec<Versio
     .await
 }
 
+/// An adapter as operators see it.
+#[derive(sqlx::FromRow)]
+pub struct PinnableAdapter {
+    pub name: String,
+    pub pinned: bool,
+    pub disabled: bool,
+}
+
+/// A tenant's adapters, by name; needs an operator's transaction.
+pub async fn pinnable(
+    tx: &mut PgConnection,
+    tenant: TenantId,
+) -> Result<Vec<PinnableAdapter>, sqlx::Error> {
+    sqlx::query_as(
+        "select name, pinned, disabled_at is not null as disabled from adapter
+         where tenant_id = $1 and deleted_at is null order by name",
+    )
+    .bind(tenant.as_uuid())
+    .fetch_all(tx)
+    .await
+}
+
 /// One version of the adapter `name`, deleted ones excepted.
 pub async fn version(
     tx: &mut PgConnection,
@@ -112,6 +137,7 @@ impl AdapterRow {
             created_at: self.created_at,
             latest,
             serving_version: self.serving_version,
+            disabled: self.disabled,
             aliases: own.cloned().collect(),
         }
     }

@@ -4,15 +4,17 @@ pub mod alias;
 mod delete;
 mod fail;
 mod list;
-mod pin;
 mod resource;
+mod standing;
 mod version;
 
 pub use delete::delete;
 pub use fail::{Failure, fail, set_revision};
-pub use list::{AdapterSummary, base_model, find, list, version, versions};
-pub use pin::{lock_pinned, set_pinned};
+pub use list::{
+    AdapterSummary, PinnableAdapter, base_model, find, list, pinnable, version, versions,
+};
 pub use resource::{Servable, pending, servable};
+pub use standing::{Standing, set_disabled, set_pinned};
 pub use version::{Version, VersionState, waiting_for};
 
 /// The form of an adapter's name, `adapter_name_form` in the schema.

@@ -1,4 +1,4 @@
-//! Adapters and their versions: listed, looked at, deleted.
+//! Adapters and their versions: listed, looked at, switched off and on, deleted.
 
 use super::extract::Path;
 use crate::access::{Access, Registry};
@@ -20,6 +20,8 @@ pub(super) fn routes(registry: Registry) -> Registry {
         .get("/api/v1/adapters", Access::Tenant(Scope::Read), list)
         .get("/api/v1/adapters/{name}", Access::Tenant(Scope::Read), show)
         .delete("/api/v1/adapters/{name}", Access::Tenant(Scope::Manage), delete)
+        .post("/api/v1/adapters/{name}/disable", Access::Tenant(Scope::Manage), disable)
+        .post("/api/v1/adapters/{name}/enable", Access::Tenant(Scope::Manage), enable)
         .get("/api/v1/adapters/{name}/versions/{version}", Access::Tenant(Scope::Read), version)
 }
 
@@ -29,6 +31,8 @@ struct AdapterView {
     name: String,
     #[serde(with = "rfc3339")]
     created_at: OffsetDateTime,
+    /// No version answers until it is enabled again.
+    disabled: bool,
     /// The newest version that answers.
     serving_version: Option<i32>,
     aliases: Vec<Alias>,
@@ -93,6 +97,7 @@ impl AdapterView {
             id: AdapterId::from_uuid(adapter.id),
             name: adapter.name,
             created_at: adapter.created_at,
+            disabled: adapter.disabled,
             serving_version: adapter.serving_version,
             aliases: adapter.aliases,
             latest_version: adapter.latest.map(|version| {
@@ -173,5 +178,24 @@ async fn delete(
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     adapters::delete(&state.db.app, &caller.acting(), &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Nodes refuse it from the next revision on; requests that run end as they would have.
+async fn disable(
+    State(state): State<AppState>,
+    caller: TenantCaller,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    adapters::set_disabled(&state.db.app, &caller.acting(), &name, true).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn enable(
+    State(state): State<AppState>,
+    caller: TenantCaller,
+    Path(name): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    adapters::set_disabled(&state.db.app, &caller.acting(), &name, false).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -79,6 +79,17 @@ fn operations() -> Vec<(Method, &'static str, Operation)> {
             op("Delete an adapter").answers_nothing(204, "All its versions stop answering"),
         ),
         (
+            Post,
+            "/api/v1/adapters/{name}/disable",
+            op("Switch an adapter off: it is refused under all its names, and kept")
+                .answers_nothing(204, "New requests are refused with 409 `adapter_disabled`"),
+        ),
+        (
+            Post,
+            "/api/v1/adapters/{name}/enable",
+            op("Switch an adapter on again").answers_nothing(204, "It answers as before"),
+        ),
+        (
             Get,
             "/api/v1/adapters/{name}/versions/{version}",
             op("Look at a version").answers(200, "The version", named("Version")),

@@ -104,6 +104,10 @@ fn adapters() -> Vec<(&'static str, Value)> {
         "id": text(),
         "name": text(),
         "created_at": moment(),
+        "disabled": {
+            "type": "boolean",
+            "description": "No version answers until the adapter is enabled again.",
+        },
         "serving_version": { "type": ["integer", "null"], "description": "The newest that answers." },
         "latest_version": { "anyOf": [named("Version"), { "type": "null" }] },
         "aliases": array(named("Alias")),
@@ -120,7 +124,7 @@ fn adapters() -> Vec<(&'static str, Value)> {
     }});
     vec![
         ("Version", object(&["version_id", "version", "state"], version)),
-        ("Adapter", object(&["id", "name", "aliases"], adapter)),
+        ("Adapter", object(&["id", "name", "disabled", "aliases"], adapter)),
         ("Alias", object(&["alias", "version", "updated_at"], alias)),
         ("NewAlias", object(&["version"], new)),
     ]

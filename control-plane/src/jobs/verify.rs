@@ -11,7 +11,7 @@ use lorikeet_contract::adapter::files::{CONFIG_FILE, WEIGHTS_FILE};
 use lorikeet_contract::adapter::{
     ContentError, Inspected, LAYOUT_VERSION, PackedArtifact, inspect, pack,
 };
-use lorikeet_contract::link::{AdapterResource, ResourceKind};
+use lorikeet_contract::link::ResourceKind;
 use lorikeet_contract::{AdapterId, AdapterVersionId, BaseModelSpec, UploadId};
 use serde_json::json;
 use sqlx::types::Json;
@@ -180,7 +180,7 @@ async fn publish(
 
     let mut tx = context.db.jobs.write(acting).await?;
     let adapter = AdapterId::from_uuid(target.adapter_id);
-    let pinned = adapters::lock_pinned(&mut tx, adapter).await?;
+    let standing = adapters::Standing::lock(&mut tx, adapter).await?;
     let updated = sqlx::query(
         "update adapter_version set state = 'verified', verified_at = now(),
            base_weights_digest = $2, rank = $3, targets = $4, parameters = $5
@@ -215,7 +215,7 @@ async fn publish(
     let detail = json!({ "adapter": target.name, "version": target.version });
     let mut tx = tx.audit("adapter_version.publish", version, detail).await?;
     let pending = adapters::pending(acting.tenant, adapter, &target.name, version, target.version);
-    let resource = AdapterResource { pinned, ..adapters::servable(pending, &servable) };
+    let resource = standing.apply(adapters::servable(pending, &servable));
     let revision = tx.publish(ResourceKind::Adapter, version, &resource).await?;
     adapters::set_revision(&mut tx, version, revision).await?;
     tx.commit().await?;

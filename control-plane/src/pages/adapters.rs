@@ -21,6 +21,8 @@ pub(super) fn routes(registry: Registry) -> Registry {
         .get("/adapters-table", Access::Tenant(Scope::Read), table)
         .get("/adapters/{name}", Access::Tenant(Scope::Read), show)
         .get("/adapters/{name}/versions", Access::Tenant(Scope::Read), versions_table)
+        .post("/adapters/{name}/disable", Access::Tenant(Scope::Manage), disable)
+        .post("/adapters/{name}/enable", Access::Tenant(Scope::Manage), enable)
         .post("/adapters/{name}/delete", Access::Tenant(Scope::Manage), delete)
 }
 
@@ -46,6 +48,7 @@ struct AdaptersTable {
 struct AdapterPage {
     page: Page,
     name: String,
+    disabled: bool,
     latest_version: i32,
     aliases: Vec<Alias>,
     api_base_url: String,
@@ -79,6 +82,7 @@ struct AdapterRow {
     name: String,
     /// Of the newest version.
     latest: VersionRow,
+    disabled: bool,
     /// An older version still answers while the newest does not.
     serving: Option<i32>,
 }
@@ -144,10 +148,11 @@ async fn rows(tx: &mut PgConnection) -> Result<(Vec<AdapterRow>, bool), ApiError
     let summaries = adapters::list(tx).await?;
     let rows: Vec<AdapterRow> = summaries
         .into_iter()
-        .filter_map(|AdapterSummary { name, latest, serving_version, .. }| {
+        .filter_map(|AdapterSummary { name, latest, serving_version, disabled, .. }| {
             let latest = latest?;
             let serving = serving_version.filter(|serving| *serving != latest.version);
-            Some(AdapterRow { name, latest: VersionRow::new(latest, no_node), serving })
+            let latest = VersionRow::new(latest, no_node);
+            Some(AdapterRow { name, latest, disabled, serving })
         })
         .collect();
     let moving = rows.iter().any(|row| row.latest.state.is_moving());
@@ -214,6 +219,7 @@ async fn show(
     drop(tx);
     render(&AdapterPage {
         page: Page::new(&session, "adapters"),
+        disabled: adapter.disabled,
         aliases: adapter.aliases,
         latest_version: versions.first().map_or(1, |version| version.version),
         api_base_url: state.config.api_base_url.clone(),
@@ -232,6 +238,33 @@ async fn versions_table(
     let versions = version_rows(&mut tx, &name).await?;
     let moving = versions.iter().any(|version| version.state.is_moving());
     render(&VersionsTable { name, versions, moving })
+}
+
+async fn disable(
+    State(state): State<AppState>,
+    caller: TenantCaller,
+    Path(name): Path<String>,
+) -> Result<Redirect, ApiError> {
+    set_disabled(&state, &caller, &name, true).await
+}
+
+async fn enable(
+    State(state): State<AppState>,
+    caller: TenantCaller,
+    Path(name): Path<String>,
+) -> Result<Redirect, ApiError> {
+    set_disabled(&state, &caller, &name, false).await
+}
+
+async fn set_disabled(
+    state: &AppState,
+    caller: &TenantCaller,
+    name: &str,
+    disabled: bool,
+) -> Result<Redirect, ApiError> {
+    adapters::set_disabled(&state.db.app, &caller.acting(), name, disabled).await?;
+    // A name that the adapter has is one that an address can hold.
+    Ok(Redirect::to(&format!("/adapters/{name}")))
 }
 
 async fn delete(

@@ -9,6 +9,7 @@ mod errors;
 mod format;
 mod keys;
 mod operator;
+mod pins;
 mod tenants;
 mod usage;
 
@@ -27,6 +28,7 @@ pub(crate) fn routes(registry: Registry) -> Registry {
     let registry = keys::routes(registry);
     let registry = usage::routes(registry);
     let registry = operator::routes(registry);
+    let registry = pins::routes(registry);
     tenants::routes(registry)
 }
 

@@ -70,8 +70,13 @@ struct NodeRow {
 }
 
 struct AdapterRow {
+    tenant_id: String,
     tenant: String,
+    /// With its version; a part of the digest where the name is not known any more.
     adapter: String,
+    /// To pin it by; None when it is not known any more.
+    name: Option<String>,
+    pinned: bool,
     tier: String,
     class: &'static str,
     bytes: String,
@@ -136,16 +141,20 @@ impl NodeRow {
                 .iter()
                 .map(|r| format!("refuses {} {}: {}", r.kind, r.resource_id, r.reason)),
         );
-        let tier = |name: &str, tier: &TierStatus| {
-            format!(
-                "{name}: {}, {} of {}",
-                tier.adapters,
-                format::bytes(tier.used_bytes.cast_signed()),
-                format::bytes(tier.capacity_bytes.cast_signed())
-            )
+        // An adapter is counted where it is fastest, its bytes in every tier that has them.
+        let tier = |name: &str, tier: &TierStatus, counted: &str| {
+            let used = format::bytes(tier.used_bytes.cast_signed());
+            let capacity = format::bytes(tier.capacity_bytes.cast_signed());
+            match tier.adapters {
+                0 => format!("{name}: {used} of {capacity}"),
+                count => format!("{name}: {used} of {capacity}, {count} {counted}"),
+            }
         };
-        let tiers =
-            vec![tier("device", &node.device), tier("host", &node.host), tier("disk", &node.disk)];
+        let tiers = vec![
+            tier("device", &node.device, "loaded"),
+            tier("host", &node.host, "more"),
+            tier("disk", &node.disk, "more"),
+        ];
         let id = node.id.to_string();
         let shown = node.adapters.len().min(MAX_ADAPTER_ROWS);
         let more = node.adapters_total.saturating_sub(shown as u64).cast_signed();
@@ -186,9 +195,13 @@ impl AdapterRow {
         }
         // Content of which no version is left has no name any more.
         let digest = adapter.digest.get(..12).unwrap_or(&adapter.digest);
-        let name = if adapter.adapter.is_empty() { digest } else { &adapter.adapter };
+        let shown = if adapter.adapter.is_empty() { digest } else { &adapter.adapter };
+        let name = adapter.adapter.split_once('@').map(|(name, _)| name.to_owned());
         Self {
-            adapter: name.to_owned(),
+            adapter: shown.to_owned(),
+            name,
+            pinned: adapter.pinned,
+            tenant_id: adapter.tenant_id,
             tenant: adapter.tenant,
             tier: adapter.tier,
             class,

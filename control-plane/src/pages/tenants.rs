@@ -1,8 +1,9 @@
-//! Tenants as operators see them, and the form of their limits.
+//! Tenants as operators see them, the form of their limits, and their adapters to be pinned.
 
 use super::account::told;
 use super::{Page, format, render};
 use crate::access::{Access, Registry};
+use crate::adapters::{self, PinnableAdapter};
 use crate::api::extract::{Form, Path};
 use crate::auth::{OperatorCaller, Session};
 use crate::error::ApiError;
@@ -95,6 +96,7 @@ struct TenantPage {
     id: TenantId,
     name: String,
     fields: Vec<LimitField>,
+    adapters: Vec<PinnableAdapter>,
     error: Option<String>,
 }
 
@@ -196,13 +198,14 @@ async fn page(
     let request_id = caller.request_id.as_deref();
     let mut tx = state.db.operator(caller.user, "operator.read_tenant", request_id).await?;
     let tenant = tenants::find(&mut tx, id).await?;
+    let adapters = adapters::pinnable(&mut tx, id).await?;
     drop(tx);
     let (form, error) = match refused {
         Some((form, error)) => (form, Some(error)),
         None => (LimitsForm::filled(tenant.limits), None),
     };
     let page = Page::new(session, "operator-tenants");
-    render(&TenantPage { page, id, name: tenant.name, fields: form.fields(), error })
+    render(&TenantPage { page, id, name: tenant.name, fields: form.fields(), adapters, error })
 }
 
 async fn edit(

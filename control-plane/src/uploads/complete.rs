@@ -56,7 +56,9 @@ fn parts_of(file: &PlannedFile, received: &[ReceivedRow]) -> Result<Vec<(i32, St
 
 async fn commit(db: &TenantPool, acting: &Acting, upload: &Upload) -> Result<(), ApiError> {
     let version = upload.version_id();
+    let adapter = AdapterId::from_uuid(upload.adapter_id);
     let mut tx = db.write(acting).await?;
+    let standing = adapters::Standing::lock(&mut tx, adapter).await?;
     upload.lock_version(&mut tx).await?;
     let closed = sqlx::query(
         "update upload set state = 'completed', completed_at = now()
@@ -77,14 +79,9 @@ async fn commit(db: &TenantPool, acting: &Acting, upload: &Upload) -> Result<(),
     jobs::enqueue(&mut tx, acting.tenant, &Job::VerifyAdapter { version }).await?;
     let detail = json!({ "adapter": upload.adapter_name, "version_id": version });
     let mut tx = tx.audit("upload.complete", upload.id(), detail).await?;
-    let pending = adapters::pending(
-        acting.tenant,
-        AdapterId::from_uuid(upload.adapter_id),
-        &upload.adapter_name,
-        version,
-        upload.version,
-    );
-    let revision = tx.publish(ResourceKind::Adapter, version, &pending).await?;
+    let pending =
+        adapters::pending(acting.tenant, adapter, &upload.adapter_name, version, upload.version);
+    let revision = tx.publish(ResourceKind::Adapter, version, &standing.apply(pending)).await?;
     adapters::set_revision(&mut tx, version, revision).await?;
     tx.commit().await?;
     Ok(())

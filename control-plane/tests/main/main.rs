@@ -5,6 +5,7 @@
 mod account;
 mod aliases;
 mod bad_uploads;
+mod disabling;
 mod forgery;
 mod ingest;
 mod isolation;

@@ -102,7 +102,7 @@ async fn a_tenant_cannot_pin_its_own_adapter() {
 async fn the_nodes_page_says_where_each_adapter_is_and_why_a_pin_is_not_kept() {
     let app = TestApp::start().await;
     let ann = app.sign_up("ann").await;
-    ready_adapter(&ann).await;
+    let version = ready_adapter(&ann).await;
     let digest: Vec<u8> = sqlx::query_scalar("select digest from adapter_version")
         .fetch_one(&mut app.owner().await)
         .await
@@ -139,6 +139,18 @@ async fn the_nodes_page_says_where_each_adapter_is_and_why_a_pin_is_not_kept() {
         "and 1,201 more",
     ] {
         assert!(text.contains(shown), "{shown}: {text}");
+    }
+    let pin = format!("/operator/tenants/{}/adapters/pirate/", ann.tenant);
+    assert!(text.contains(&format!("{pin}unpin")), "{text}");
+    for (button, pinned) in [("pin", true), ("unpin", false)] {
+        let path = format!("{pin}{button}");
+        let form = operator.request(Method::POST, &path).form(&[("on", "nodes")]);
+        assert_eq!(send(form).await.headers["location"], "/operator/nodes");
+        assert_eq!(published(&app, version).await.pinned, pinned);
+        let page = format!("/operator/tenants/{}", ann.tenant);
+        let page = operator.request(Method::GET, &page).send().await.unwrap();
+        let page = page.text().await.unwrap();
+        assert!(page.contains(&format!("{pin}{}", if pinned { "unpin" } else { "pin" })), "{page}");
     }
     let nodes = operator.get("/api/v1/operator/nodes").await.body;
     assert_eq!(nodes["nodes"][0]["adapters"][0]["tenant"], "ann");

@@ -77,13 +77,13 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_QUANTIZATION", "quantization", "On a GPU: none, or fp8 for e4m3 weights made at the start [default: none]"),
     plain("LORIKEET_KV_TOKENS", "kv-tokens", "Size of the KV cache, in tokens"),
     plain("LORIKEET_MAX_REQUESTS", "max-requests", "Most requests held at once, waiting or running; one more gets 429 [default: 512]"),
+    plain("LORIKEET_QUEUE_SECONDS", "queue-seconds", "How long a request may wait for its adapter and its turn; then it fails with 503 [default: 120]"),
     plain("LORIKEET_MAX_NUM_SEQS", "max-num-seqs", "Most sequences in one step"),
     plain("LORIKEET_MAX_NUM_BATCHED_TOKENS", "max-num-batched-tokens", "Most tokens in one step; auto: a GPU measures which number is best"),
-    plain("LORIKEET_ADAPTER_WAIT_SECONDS", "adapter-wait-seconds", "Seconds after which a request fails (503) whose adapter is not there [default: 60]"),
     plain("LORIKEET_ADAPTER_DEVICE_BYTES", "adapter-device-bytes", "Memory for adapters ready to run, in bytes"),
     plain("LORIKEET_ADAPTER_HOST_BYTES", "adapter-host-bytes", "Memory for adapters one copy away, in bytes"),
     plain("LORIKEET_ADAPTER_DISK_BYTES", "adapter-disk-bytes", "Disk for adapters that were used once, in bytes"),
-    plain("LORIKEET_ADAPTER_LOAD_SECONDS", "adapter-load-seconds", "How long the download of an adapter may take [default: 120]"),
+    plain("LORIKEET_ADAPTER_DOWNLOAD_SECONDS", "adapter-download-seconds", "How long one download of an adapter may take [default: 120]"),
 ];
 
 /// A table of variables, as a type for [`Flags`].

@@ -66,6 +66,7 @@ impl Default for Patience {
 /// megabytes, and a client that does not read would go unnoticed for as long.
 const SEND_BUFFER: usize = 128 << 10;
 
+/// Dropped, it breaks off what it has, and does not wait for that.
 pub struct HttpServer {
     connections: Connections,
 }
@@ -109,13 +110,20 @@ impl HttpServer {
     /// Accepts no more and lets requests under way be answered, for so long; what is left then is broken
     /// off. True when nothing was. Returns when every connection is gone, with what it held.
     pub async fn close(self, within: Duration) -> bool {
-        let Connections { tasks, closing, broken_off, .. } = self.connections;
+        let Connections { tasks, closing, broken_off, .. } = &self.connections;
         closing.cancel();
         tasks.close();
         let in_time = tokio::time::timeout(within, tasks.wait()).await.is_ok();
         broken_off.cancel();
         tasks.wait().await;
         in_time
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.connections.closing.cancel();
+        self.connections.broken_off.cancel();
     }
 }
 

@@ -1,10 +1,12 @@
 //! What the engine itself costs per step: 256 sequences over 32 adapters, decoding on the
-//! simulated device at no cost. Prints microseconds on the CPU, so that other programs count for
-//! little; the simulation's own share is measured alone.
+//! simulated device at no cost. Time is what its thread spends on a CPU, so that other programs
+//! count for little; the simulation's own share is measured alone.
 //!
-//! `cargo bench -p lorikeet-inference --bench step`, or with a number of steps after `--`: two runs
-//! under `valgrind --tool=callgrind` that differ in it alone give the instructions of a step.
+//! `cargo bench -p lorikeet-inference --bench step`. With `LORIKEET_BENCH_STEPS=N` it only runs so
+//! many steps: two runs under `valgrind --tool=callgrind` that differ in it alone give the
+//! instructions of a step.
 
+use criterion::{BenchmarkGroup, Criterion, SamplingMode, measurement::WallTime};
 use lorikeet_compute::backend::batch::SequenceId;
 use lorikeet_compute::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
 use lorikeet_compute::backend::{
@@ -30,7 +32,7 @@ const SEQUENCES: usize = 256;
 const ADAPTERS: u64 = 32;
 const PROMPT: usize = 128;
 const MAX_TOKENS: u32 = 6000;
-const STEPS: u64 = 2000;
+/// Steps that one engine takes before its sequences end, its start aside.
 const MAX_STEPS: u64 = MAX_TOKENS as u64 - 1000;
 
 fn sim() -> SimConfig {
@@ -104,7 +106,8 @@ fn wait(handle: &EngineHandle, until: impl Fn(&EngineHandle) -> bool) {
     }
 }
 
-fn engine_us(steps: u64) -> f64 {
+/// CPU time of a step, measured over at least so many.
+fn engine_step(steps: u64) -> Duration {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -133,19 +136,18 @@ fn engine_us(steps: u64) -> f64 {
     let each = adapters.iter().cycle().take(SEQUENCES).enumerate();
     let readers: Vec<_> = each.map(|(n, adapter)| submit(&handle, adapter, n)).collect();
     wait(&handle, |h| h.stats().last_step.decode_rows as usize == SEQUENCES);
-    let (started, first) = (cpu_us("lk-engine"), handle.stats().last_step.step);
+    let (started, first) = (cpu_time("lk-engine"), handle.stats().last_step.step);
     wait(&handle, |h| h.stats().last_step.step >= first + steps);
-    let (ended, last) = (cpu_us("lk-engine"), handle.stats().last_step);
+    let (ended, last) = (cpu_time("lk-engine"), handle.stats().last_step);
     assert_eq!(last.decode_rows as usize, SEQUENCES, "all still decode");
     drop(readers);
     runtime.block_on(handle.shutdown());
     assert!(matches!(thread.join(), Ok(Ok(()))), "the engine ended well");
-    println!("{} steps in all", handle.stats().last_step.step);
-    (ended - started) / (last.step - first) as f64
+    (ended - started).div_f64((last.step - first) as f64)
 }
 
-/// Microseconds that this process's thread of a name has spent on a CPU.
-fn cpu_us(name: &str) -> f64 {
+/// What this process's thread of a name has spent on a CPU.
+fn cpu_time(name: &str) -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").expect("Linux has /proc");
     let read = |path: std::path::PathBuf| std::fs::read_to_string(path).unwrap_or_default();
     let threads = tasks.flatten().map(|task| task.path());
@@ -153,13 +155,13 @@ fn cpu_us(name: &str) -> f64 {
         .filter(|task| read(task.join("comm")).trim().starts_with(name))
         .min()
         .expect("the thread runs");
-    let nanoseconds = read(thread.join("schedstat"));
-    let nanoseconds: f64 =
-        nanoseconds.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0.0);
-    nanoseconds / 1e3
+    let spent = read(thread.join("schedstat"));
+    let nanoseconds = spent.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+    Duration::from_nanos(nanoseconds)
 }
 
-fn simulation_us(steps: u64) -> f64 {
+/// CPU time of so many steps of the simulated device alone.
+fn simulation_steps(steps: u64) -> Duration {
     let mut sim = SimBackend::new(sim());
     let blocks = |n: usize| (0..300).map(|b| BlockId((n * 300 + b) as u32)).collect();
     let mut batch = StepBatch::default();
@@ -178,20 +180,34 @@ fn simulation_us(steps: u64) -> f64 {
         }),
         logits: LogitsWanted::None,
     }));
-    let started = cpu_us("step");
+    let started = cpu_time("step");
     for step in 0..steps {
         batch.step = step;
         batch.sequences.iter_mut().for_each(|s| s.position = step as u32);
         let ticket = sim.submit(&batch).expect("the batch is valid");
         sim.collect(ticket).expect("it was submitted");
     }
-    (cpu_us("step") - started) / steps as f64
+    cpu_time("step") - started
+}
+
+fn measure(group: &mut BenchmarkGroup<'_, WallTime>) {
+    group.sampling_mode(SamplingMode::Flat).sample_size(10);
+    group.bench_function("engine on the simulated device", |bencher| {
+        bencher.iter_custom(|steps| engine_step(steps.clamp(500, MAX_STEPS)) * steps as u32);
+    });
+    group.bench_function("simulated device alone", |bencher| bencher.iter_custom(simulation_steps));
 }
 
 fn main() {
-    let steps = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(STEPS).min(MAX_STEPS);
-    let (engine, simulation) = (engine_us(steps), simulation_us(steps));
-    println!("a step of {SEQUENCES} sequences over {ADAPTERS} adapters: {engine:.1} us");
-    println!("of which the simulated device: {simulation:.1} us");
-    println!("engine: {:.1} us", engine - simulation);
+    let only = std::env::var("LORIKEET_BENCH_STEPS").ok().and_then(|steps| steps.parse().ok());
+    if let Some(steps) = only {
+        engine_step(u64::min(steps, MAX_STEPS));
+        return;
+    }
+    let mut criterion = Criterion::default().configure_from_args();
+    let mut group =
+        criterion.benchmark_group(format!("{SEQUENCES} sequences, {ADAPTERS} adapters"));
+    measure(&mut group);
+    group.finish();
+    criterion.final_summary();
 }

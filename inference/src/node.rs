@@ -11,7 +11,7 @@ mod engine;
 mod tests;
 
 use crate::adapters::{ObjectStore, S3Store};
-use crate::api::{self, Api, Bodies, Idempotency, Tokenizing};
+use crate::api::{self, Api, Bodies, Door, Idempotency, Tokenizing};
 use crate::config::{Config, DrainConfig};
 use crate::durable::unix_ms;
 use crate::engine::{EngineHandle, EngineState};
@@ -20,7 +20,7 @@ use crate::link::{Keeper, Link, Manifest, Presentation, Uplink};
 use crate::telemetry::{self, Sources, Telemetry, Traces};
 use crate::usage::{Shipper, UsageLog};
 use anyhow::Context;
-use lorikeet_compute::model::{self, LoadedModel, ModelWeights};
+use lorikeet_compute::model::{self, LoadProgress, LoadedModel, ModelWeights};
 use lorikeet_http::HttpServer;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -77,7 +77,11 @@ pub async fn serve(
     let telemetry = Telemetry::new(Traces::new(&config.trace, &uplink.node_id().to_string())?);
     // The log first: a second process on the same data must not get as far as the model.
     let usage = Arc::new(open_usage(&config).await?);
-    let model = load_model(&config).await?;
+    // From here on the process answers; an error drops the server, and with it every connection.
+    let door = Door::default();
+    let slow_readers = telemetry.requests.slow_readers.clone();
+    let http = HttpServer::start(sockets.api, door.router(), config.patience, slow_readers);
+    let model = load_model(&config, door.progress()).await?;
     let tokenizer = Arc::new(model.tokenizer);
     let eos_tokens = model.weights.config.eos_tokens.clone();
     let guidance = Guidance::new(tokenizer.clone(), model.base.vocab_size, eos_tokens);
@@ -139,9 +143,7 @@ pub async fn serve(
     });
     let announcement = announce(engine.handle.clone(), address, base.id, engine.device);
     let announcement = tokio::spawn(announcement);
-    let router = api::router(api.clone(), origins);
-    let slow_readers = telemetry.requests.slow_readers.clone();
-    let http = HttpServer::start(sockets.api, router, config.patience, slow_readers);
+    door.open(api::router(api.clone(), origins));
     let outcome = until_stopped(&engine.handle, &shutdown, config.drain.grace).await;
 
     // Each part goes when nobody needs it any more: requests, then the engine, the log that their
@@ -246,9 +248,9 @@ struct Model {
     chat_template: model::ChatTemplate,
 }
 
-async fn load_model(config: &Config) -> anyhow::Result<Model> {
+async fn load_model(config: &Config, progress: Arc<LoadProgress>) -> anyhow::Result<Model> {
     let (path, name) = (config.model.clone(), config.model_name.clone());
-    let load = move || model::load(&path, name.as_deref());
+    let load = move || model::load(&path, name.as_deref(), &progress);
     let LoadedModel { weights, tokenizer, chat_template } = spawn_blocking(load).await??;
     Ok(Model { base: weights.config.spec.clone(), weights, tokenizer, chat_template })
 }

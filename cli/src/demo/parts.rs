@@ -14,14 +14,14 @@ use std::time::Duration;
 const BUCKET: &str = "lorikeet";
 
 /// Of the user's environment, what parts keep: where things are, and the node's tuning.
-const KEPT: [&str; 26] = [
+const KEPT: [&str; 27] = [
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",
     "LORIKEET_ADAPTER_DEVICE_BYTES",
     "LORIKEET_ADAPTER_DISK_BYTES",
+    "LORIKEET_ADAPTER_DOWNLOAD_SECONDS",
     "LORIKEET_ADAPTER_HOST_BYTES",
-    "LORIKEET_ADAPTER_LOAD_SECONDS",
     "LORIKEET_CACHE",
     "LORIKEET_DEVICE",
     "LORIKEET_KV_TOKENS",
@@ -32,6 +32,7 @@ const KEPT: [&str; 26] = [
     "LORIKEET_MAX_REQUESTS",
     "LORIKEET_MODEL_NAME",
     "LORIKEET_QUANTIZATION",
+    "LORIKEET_QUEUE_SECONDS",
     "LORIKEET_SIM_PANIC_AT_STEP",
     "OTEL_EXPORTER_OTLP_CERTIFICATE",
     "OTEL_EXPORTER_OTLP_ENDPOINT",

@@ -13,6 +13,7 @@ mod uploads;
 
 use lorikeet_contract::adapter::ArtifactHeader;
 use lorikeet_contract::{AdapterDigest, TenantId};
+use std::any::Any;
 use std::sync::Arc;
 
 pub use batch::{
@@ -61,12 +62,29 @@ pub struct Capacity {
     pub pipeline_depth: u32,
 }
 
-/// A verified adapter in host memory: the packed file's bytes and its parsed header.
+/// A verified adapter in host memory, and its parsed header.
 pub struct HostAdapter {
     pub key: AdapterKey,
     pub header: ArtifactHeader,
+    pub data: HostData,
+}
+
+/// What host memory holds of an adapter.
+pub enum HostData {
     /// The whole file; the header's offsets index it. In pinned memory where the backend asks for it.
-    pub data: Box<dyn HostBuffer>,
+    File(Box<dyn HostBuffer>),
+    /// What [`HostAllocator::prepare`] made of the file, for the backend that it belongs to.
+    Prepared(Arc<dyn Any + Send + Sync>),
+}
+
+impl HostAdapter {
+    /// The whole file; an error when it has been prepared for some backend.
+    pub fn file(&self) -> Result<&[u8], BackendError> {
+        match &self.data {
+            HostData::File(file) => Ok(file.as_slice()),
+            HostData::Prepared(_) => Err(BackendError::Adapter("it has no file any more".into())),
+        }
+    }
 }
 
 /// Memory that an adapter's bytes are read into; a backend decides where it comes from.
@@ -78,6 +96,14 @@ pub trait HostBuffer: Send + Sync {
 /// Hands out host memory for adapters: ordinary for the CPU, page-locked for a GPU.
 pub trait HostAllocator: Send + Sync {
     fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBuffer>, BackendError>;
+
+    /// Gives an adapter the form in which the backend takes it: once for each time that it comes to
+    /// host memory, beside the running steps, so that the swaps that follow are cheap. That form is
+    /// no larger than the file, but for odd ranks, which may be padded to even ones. An error
+    /// concerns this adapter only.
+    fn prepare(&self, adapter: HostAdapter) -> Result<HostAdapter, BackendError> {
+        Ok(adapter)
+    }
 }
 
 /// The end of an upload begun with [`Backend::begin_upload`].
@@ -121,7 +147,8 @@ pub trait Backend: Send {
     /// Bytes the adapter will occupy on the device, at its true rank.
     fn adapter_bytes(&self, header: &ArtifactHeader) -> u64;
 
-    /// Starts to place an adapter into a slot that no submitted step reads. Ends in exactly one
+    /// Starts to place an adapter, prepared by this backend's [`HostAllocator`], into a slot that no
+    /// submitted step reads. Ends in exactly one
     /// [`UploadDone`], unless it returns an error; the slot may appear in a batch only after a
     /// successful one, and is free after an error. After [`BackendError::NoRoomYet`] the same upload
     /// may be asked for again.

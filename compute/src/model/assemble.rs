@@ -2,7 +2,7 @@
 //! Hugging Face names; which ones a model has, and in which shape, is decided here.
 
 use super::weights::{HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights};
-use super::{ModelError, parallel};
+use super::{LoadProgress, ModelError, parallel};
 use half::bf16;
 use lorikeet_contract::Linear;
 use std::collections::HashSet;
@@ -58,6 +58,7 @@ pub(super) fn post_attention_norm_name(layer: u32) -> String {
 pub(super) fn assemble(
     config: ModelConfig,
     source: &impl TensorSource,
+    progress: &LoadProgress,
 ) -> Result<ModelWeights, ModelError> {
     check(&config).map_err(|reason| ModelError::malformed(source.path(), reason))?;
     let wanted = wanted(&config);
@@ -68,7 +69,12 @@ pub(super) fn assemble(
             return Err(ModelError::unsupported(source.path(), format!("the tensor {name}")));
         }
     }
-    let tensors = parallel::map(wanted.len(), |i| source.read(&wanted[i].name, &wanted[i].shape))?;
+    progress.expect(wanted.iter().map(Wanted::weights).sum());
+    let tensors = parallel::map(wanted.len(), |i| {
+        let read = source.read(&wanted[i].name, &wanted[i].shape)?;
+        progress.add(wanted[i].weights());
+        Ok(read)
+    })?;
     let mut weights = arrange(config, wanted.into_iter().zip(tensors));
     weights.config.spec.weights_digest = weights.digest();
     Ok(weights)
@@ -114,6 +120,12 @@ fn check(config: &ModelConfig) -> Result<(), String> {
 struct Wanted {
     name: String,
     shape: Vec<usize>,
+}
+
+impl Wanted {
+    fn weights(&self) -> u64 {
+        self.shape.iter().product::<usize>() as u64
+    }
 }
 
 /// Every tensor of the model, in the order in which [`arrange`] takes them.

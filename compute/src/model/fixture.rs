@@ -2,13 +2,14 @@
 
 pub(crate) mod families;
 
-use super::{LoadedModel, load};
+use super::{LoadProgress, LoadedModel, load};
 use lorikeet_contract::adapter::ArtifactHeader;
 use std::sync::LazyLock;
 
 pub(crate) fn base_model() -> &'static LoadedModel {
     static MODEL: LazyLock<LoadedModel> = LazyLock::new(|| {
-        load(&lorikeet_kit::model_path(), None).expect("the kit's base model loads")
+        load(&lorikeet_kit::model_path(), None, &LoadProgress::default())
+            .expect("the kit's base model loads")
     });
     &MODEL
 }

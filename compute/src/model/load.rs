@@ -2,8 +2,8 @@ use super::assemble::assemble;
 use super::chat_template::TemplateTokens;
 use super::gguf::Gguf;
 use super::hugging_face::HuggingFace;
-use super::{ChatMessage, ChatTemplate, ModelError, ModelWeights, Specials, TemplateError};
-use super::{Tokenizer, TokenizerError};
+use super::{ChatMessage, ChatTemplate, LoadProgress, ModelError, ModelWeights};
+use super::{Specials, TemplateError, Tokenizer, TokenizerError};
 use std::fs;
 use std::path::Path;
 
@@ -25,31 +25,39 @@ pub enum PromptError {
 
 /// Loads a `.gguf` file, or a directory in Hugging Face's layout. `name` is the model's public id;
 /// without one it is taken from the path. Reads and converts the weights on all cores.
-pub fn load(path: &Path, name: Option<&str>) -> Result<LoadedModel, ModelError> {
+pub fn load(
+    path: &Path,
+    name: Option<&str>,
+    progress: &LoadProgress,
+) -> Result<LoadedModel, ModelError> {
     let id = name.map_or_else(|| id_from(path), str::to_owned);
     if path.is_dir() {
-        return load_hugging_face(path, &id);
+        return load_hugging_face(path, &id, progress);
     }
     if path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-        return load_gguf(path, &id);
+        return load_gguf(path, &id, progress);
     }
     // A path that does not exist says so; any other file is not a model.
     fs::metadata(path).map_err(ModelError::io(path))?;
     Err(ModelError::NotAModel { path: path.into() })
 }
 
-fn load_gguf(path: &Path, id: &str) -> Result<LoadedModel, ModelError> {
+fn load_gguf(path: &Path, id: &str, progress: &LoadProgress) -> Result<LoadedModel, ModelError> {
     let gguf = Gguf::open(path)?;
     let config = gguf.config(id)?;
     let tokenizer = gguf.tokenizer()?;
     let template = gguf.optional_string("tokenizer.chat_template")?;
     let chat_template = chat_template(path, template, gguf.template_tokens()?)?;
     check_vocabulary(path, &tokenizer, config.spec.vocab_size)?;
-    let weights = assemble(config, &gguf)?;
+    let weights = assemble(config, &gguf, progress)?;
     Ok(LoadedModel { weights, tokenizer, chat_template })
 }
 
-fn load_hugging_face(directory: &Path, id: &str) -> Result<LoadedModel, ModelError> {
+fn load_hugging_face(
+    directory: &Path,
+    id: &str,
+    progress: &LoadProgress,
+) -> Result<LoadedModel, ModelError> {
     let files = HuggingFace::open(directory)?;
     let config = files.config(id)?;
     let path = files.tokenizer_path();
@@ -58,7 +66,7 @@ fn load_hugging_face(directory: &Path, id: &str) -> Result<LoadedModel, ModelErr
     let (template, template_tokens) = files.template()?;
     let chat_template = chat_template(directory, template.as_deref(), template_tokens)?;
     check_vocabulary(&path, &tokenizer, config.spec.vocab_size)?;
-    let weights = assemble(config, &files)?;
+    let weights = assemble(config, &files, progress)?;
     Ok(LoadedModel { weights, tokenizer, chat_template })
 }
 

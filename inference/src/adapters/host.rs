@@ -3,14 +3,14 @@
 use super::disk::DiskCache;
 use super::residency::ReadFailure;
 use super::{AdapterManifest, CachedFile};
-use lorikeet_compute::backend::{HostAdapter, HostAllocator};
+use lorikeet_compute::backend::{HostAdapter, HostAllocator, HostData};
 use lorikeet_contract::adapter::ArtifactHeader;
 use lorikeet_contract::digest::{CHUNK_BYTES, leaf};
 use lorikeet_contract::{ArtifactDigest, BaseModelSpec, ContentDigest};
 use std::io::{ErrorKind, Read};
 
-/// Reads a cached file into memory of the backend's choice and checks that it fits the base
-/// model. The caller has reserved the bytes. A suspect file is verified first; one that is not what
+/// Reads a cached file into memory of the backend's choice, checks that it fits the base model, and
+/// gives it the backend's form. The caller has reserved the bytes. A suspect file is verified first; one that is not what
 /// it was is removed.
 pub(super) fn read(
     disk: &DiskCache,
@@ -54,7 +54,8 @@ pub(super) fn read(
         }
         Err(_) => return Err(lost("the file's bytes have changed on the disk")),
     };
-    Ok(HostAdapter { key: manifest.key, header, data })
+    let adapter = HostAdapter { key: manifest.key, header, data: HostData::File(data) };
+    allocator.prepare(adapter).map_err(|e| failed(e.to_string()))
 }
 
 fn header(

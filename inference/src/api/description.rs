@@ -42,7 +42,11 @@ pub const OF_A_GENERATION: &[(u16, &str)] = &[
          `idempotency_answer_not_kept`",
     ),
     (422, "`idempotency_key_reused`: the `Idempotency-Key` came with another body"),
-    (503, "`manifest_stale`, `node_stopped`, `adapter_load_failed`, `usage_log_unavailable`"),
+    (
+        503,
+        "`manifest_stale`, `node_stopped`, `adapter_load_failed`, `queue_timeout`, \
+         `usage_log_unavailable`",
+    ),
     (504, "`deadline_exceeded`"),
 ];
 

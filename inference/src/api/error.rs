@@ -82,6 +82,8 @@ pub enum ApiError {
     Stopped,
     #[error("The adapter could not be loaded: {0}.")]
     AdapterLoad(String),
+    #[error("The request did not begin within {seconds} s: the node has too much to do.")]
+    QueueTimeout { seconds: u64 },
     #[error("The request did not end before its deadline.")]
     Deadline,
     #[error("Access was revoked while the request ran.")]
@@ -112,9 +114,11 @@ impl ApiError {
             Self::Invalid { .. } | Self::ContextLength { .. } => StatusCode::BAD_REQUEST,
             Self::NotReady(_) | Self::Disabled(_) | Self::Unservable { .. } => StatusCode::CONFLICT,
             Self::Busy | Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Stale | Self::NoUsageLog | Self::Stopped | Self::AdapterLoad(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Stale
+            | Self::NoUsageLog
+            | Self::Stopped
+            | Self::AdapterLoad(_)
+            | Self::QueueTimeout { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -147,6 +151,7 @@ impl ApiError {
             Self::NoUsageLog => "usage_log_unavailable",
             Self::Stopped => "node_stopped",
             Self::AdapterLoad(_) => "adapter_load_failed",
+            Self::QueueTimeout { .. } => "queue_timeout",
             Self::Deadline => "deadline_exceeded",
             Self::Internal => "internal_error",
         })
@@ -249,6 +254,7 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         match error {
             RequestError::AdapterLoad(reason) => Self::AdapterLoad(reason),
+            RequestError::QueueTimeout { seconds } => Self::QueueTimeout { seconds },
             RequestError::Deadline => Self::Deadline,
             RequestError::Revoked => Self::Revoked,
             RequestError::Engine(_) => Self::Stopped,

@@ -18,7 +18,14 @@ pub fn ready_operation() -> Operation {
     let answer = json!({
         "type": "object",
         "required": ["ready"],
-        "properties": { "ready": { "type": "boolean" }, "reason": { "type": "string" } },
+        "properties": {
+            "ready": { "type": "boolean" },
+            "reason": { "type": "string" },
+            "progress": {
+                "type": "number",
+                "description": "The part of the model that has been loaded, while it is.",
+            },
+        },
     });
     Operation::new("Whether the node takes requests")
         .open()

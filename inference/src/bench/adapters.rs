@@ -81,7 +81,7 @@ fn draw(
 ) -> (Set, Vec<Arc<AdapterManifest>>) {
     let shape = AdapterShape { rank, linears: linears.to_vec(), dora: false, dtype: Dtype::BF16 };
     let one = random_adapter(spec, &shape, 1 + u64::from(place));
-    let data = Bytes::copy_from_slice(one.data.as_slice());
+    let data = Bytes::copy_from_slice(one.file().expect("nothing has prepared it"));
     let headers: Vec<(AdapterDigest, Bytes)> = (0..count)
         .map(|index| {
             let mut digest = [0; 32];

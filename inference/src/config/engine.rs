@@ -21,9 +21,9 @@ pub(super) fn scheduler(vars: Vars<'_>) -> Result<SchedulerConfig, ConfigError> 
             Some("auto") => usize::MAX,
             _ => vars.positive(MAX_ROWS)?.map_or(default.max_num_batched_tokens, |n| n as usize),
         },
-        adapter_timeout: vars
-            .positive("LORIKEET_ADAPTER_WAIT_SECONDS")?
-            .map_or(default.adapter_timeout, Duration::from_secs),
+        queue_timeout: vars
+            .positive("LORIKEET_QUEUE_SECONDS")?
+            .map_or(default.queue_timeout, Duration::from_secs),
     })
 }
 

@@ -9,9 +9,9 @@ pub(super) fn residency(vars: Vars<'_>) -> Result<ResidencyConfig, ConfigError> 
     Ok(ResidencyConfig {
         host_bytes: vars.positive("LORIKEET_ADAPTER_HOST_BYTES")?.unwrap_or(default.host_bytes),
         disk_bytes: vars.positive("LORIKEET_ADAPTER_DISK_BYTES")?.unwrap_or(default.disk_bytes),
-        load_deadline: vars
-            .positive("LORIKEET_ADAPTER_LOAD_SECONDS")?
-            .map_or(default.load_deadline, Duration::from_secs),
+        download_deadline: vars
+            .positive("LORIKEET_ADAPTER_DOWNLOAD_SECONDS")?
+            .map_or(default.download_deadline, Duration::from_secs),
         ..default
     })
 }

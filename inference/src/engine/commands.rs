@@ -202,6 +202,7 @@ impl Engine {
             Ending::Stop => finished(FinishReason::Stop),
             Ending::Length => finished(FinishReason::Length),
             Ending::Deadline => failed(RequestError::Deadline),
+            Ending::QueueTimeout { seconds } => failed(RequestError::QueueTimeout { seconds }),
             Ending::AdapterLoad(reason) => failed(RequestError::AdapterLoad(reason)),
             Ending::TooLarge { needed, available } => {
                 failed(RequestError::TooLarge { needed, available })

@@ -16,7 +16,8 @@ impl Engine {
         let ticket = self.backend.submit(&self.batch)?;
         self.announce(&plan, now);
         self.stats.send_modify(|stats| {
-            report(&mut stats.last_step, self.step, &plan, &self.scheduler);
+            let seen = &mut self.seen_slots;
+            report(&mut stats.last_step, self.step, &plan, &self.scheduler, seen);
             self.metrics.step_submitted(&stats.last_step);
         });
         self.in_flight.push_back(InFlight { plan, ticket, submitted });
@@ -128,12 +129,17 @@ fn fill_one(step: &mut SequenceStep, planned: &PlannedSequence, sequence: &Seque
     step.blocks.clear();
     step.blocks.extend_from_slice(sequence.table().blocks());
     step.adapter = planned.lease.as_ref().map(|lease| lease.slot());
-    step.sample = planned.samples.then(|| SampleRequest {
-        params: sequence.params().clone(),
-        output_index: (planned.position + planned.rows - sequence.prompt_tokens()) as u32,
-        edits: sequence.edits().to_vec(),
-        allowed: sequence.allowed().cloned(),
-        logprobs: sequence.logprobs(),
+    let mut edits = step.sample.take().map(|sample| sample.edits).unwrap_or_default();
+    edits.clear();
+    step.sample = planned.samples.then(|| {
+        edits.extend_from_slice(sequence.edits());
+        SampleRequest {
+            params: sequence.params().clone(),
+            output_index: (planned.position + planned.rows - sequence.prompt_tokens()) as u32,
+            edits,
+            allowed: sequence.allowed().cloned(),
+            logprobs: sequence.logprobs(),
+        }
     });
     if planned.follows_pending {
         step.input = Input::PreviousSample;
@@ -149,7 +155,13 @@ fn fill_one(step: &mut SequenceStep, planned: &PlannedSequence, sequence: &Seque
     }
 }
 
-fn report(report: &mut StepReport, step: u64, plan: &StepPlan, scheduler: &Scheduler) {
+fn report(
+    report: &mut StepReport,
+    step: u64,
+    plan: &StepPlan,
+    scheduler: &Scheduler,
+    seen: &mut Vec<bool>,
+) {
     let adapters = std::mem::take(&mut report.adapters);
     *report = StepReport {
         step,
@@ -159,7 +171,7 @@ fn report(report: &mut StepReport, step: u64, plan: &StepPlan, scheduler: &Sched
         ..StepReport::default()
     };
     report.adapters.clear();
-    let mut seen = Vec::new();
+    seen.clear();
     for planned in &plan.sequences {
         let is_decode = planned.is_decode;
         let rows = if is_decode { &mut report.decode_rows } else { &mut report.prefill_rows };

@@ -104,6 +104,7 @@ pub struct Engine {
     // Reused from step to step.
     spare_plans: Vec<StepPlan>,
     batch: StepBatch,
+    seen_slots: Vec<bool>,
     load_events: Vec<LoadEvent>,
     uploads: Vec<UploadDone>,
     closed: Vec<SequenceId>,
@@ -152,6 +153,7 @@ impl Engine {
             reported_changes: None,
             spare_plans: Vec::new(),
             batch: StepBatch::default(),
+            seen_slots: Vec::new(),
             load_events: Vec::new(),
             uploads: Vec::new(),
             closed: Vec::new(),
@@ -177,9 +179,14 @@ impl Engine {
         self.accept_adapter_events(now)?;
         self.accept_masks(now);
         let mut plan = self.spare_plans.pop().unwrap_or_default();
+        self.scheduler.move_adapters(now, &mut self.kv, &mut self.residency, &mut plan);
+        if !plan.actions.is_empty() {
+            self.perform(&mut plan.actions, now)?;
+            // A device that shares host memory has them at once.
+            self.accept_uploads(now)?;
+        }
         self.scheduler.schedule(now, &mut self.kv, &mut self.residency, &mut plan);
         self.metrics.preemptions.add(plan.preempted.into());
-        self.perform(&mut plan.actions, now)?;
         self.settle_warm_ups(now);
         for (sequence, ending) in plan.ended.drain(..) {
             self.finish(&sequence, ending, now);
@@ -217,7 +224,10 @@ impl Engine {
             }
         }
         self.load_events = events;
+        self.accept_uploads(now)
+    }
 
+    fn accept_uploads(&mut self, now: Instant) -> Result<(), EngineError> {
         let mut uploads = std::mem::take(&mut self.uploads);
         self.backend.poll_uploads(&mut uploads);
         for UploadDone { slot, result } in uploads.drain(..) {

@@ -89,6 +89,9 @@ pub enum RequestError {
     AdapterLoad(String),
     #[error("the request did not end before its deadline")]
     Deadline,
+    /// Its adapter was there, or it wanted none.
+    #[error("the request did not begin within {seconds} s")]
+    QueueTimeout { seconds: u64 },
     #[error("the node's device does not support `{0}`")]
     Unsupported(&'static str),
     #[error("{error}")]

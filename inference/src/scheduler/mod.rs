@@ -41,8 +41,8 @@ pub struct SchedulerConfig {
     pub max_num_seqs: usize,
     /// Rows (token positions) of one step, prefill and decode together.
     pub max_num_batched_tokens: usize,
-    /// A sequence fails whose adapter is not on the device so long after its submission.
-    pub adapter_timeout: Duration,
+    /// A sequence fails that has had no row so long after its submission.
+    pub queue_timeout: Duration,
 }
 
 impl Default for SchedulerConfig {
@@ -50,7 +50,7 @@ impl Default for SchedulerConfig {
         Self {
             max_num_seqs: 64,
             max_num_batched_tokens: 512,
-            adapter_timeout: Duration::from_secs(60),
+            queue_timeout: Duration::from_secs(120),
         }
     }
 }
@@ -119,10 +119,8 @@ impl Scheduler {
     ) -> Result<(), (Box<Sequence>, Ending)> {
         let (adapter, share) = (new.adapter.clone(), new.share);
         let account = self.tenants.open(new.tenant, share.weight);
-        let timeout = self.config.adapter_timeout;
-        let adapter_deadline = adapter.as_ref().and_then(|_| new.submitted.checked_add(timeout));
-        let mut sequence = Box::new(Sequence::new(new, account, kv));
-        sequence.adapter_deadline = adapter_deadline;
+        let queue_deadline = new.submitted.checked_add(self.config.queue_timeout);
+        let mut sequence = Box::new(Sequence::new(new, account, queue_deadline, kv));
         if let Some(ending) = sequence.refusal(kv) {
             return Err((sequence, ending));
         }
@@ -198,20 +196,19 @@ impl Scheduler {
             return;
         }
         let is_over = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
-        // Once an adapter has been there, what its sequences wait for is their turn.
-        for sequence in self.sequences.values_mut().filter(|s| is_over(s.adapter_deadline)) {
-            let is_there = |(key, _): &(_, _)| residency.lease(key).is_some();
-            if sequence.admissions > 0 || sequence.adapter.as_ref().is_some_and(is_there) {
-                sequence.adapter_deadline = None;
-            }
-        }
-        let seconds = self.config.adapter_timeout.as_secs();
+        let seconds = self.config.queue_timeout.as_secs();
         self.end_where(kv, plan, |sequence| {
             if is_over(sequence.deadline) {
                 return Some(Ending::Deadline);
             }
-            let late = || Ending::AdapterLoad(format!("it was not there within {seconds} s"));
-            is_over(sequence.adapter_deadline).then(late)
+            if !is_over(sequence.queue_deadline()) {
+                return None;
+            }
+            let waits_for = sequence.adapter().filter(|key| residency.lease(key).is_none());
+            Some(match waits_for {
+                Some(_) => Ending::AdapterLoad(format!("it was not there within {seconds} s")),
+                None => Ending::QueueTimeout { seconds },
+            })
         });
         self.next_deadline = self.sequences.values().flat_map(|s| s.deadlines()).min();
     }

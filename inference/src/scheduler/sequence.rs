@@ -42,8 +42,15 @@ pub enum Ending {
     Stop,
     Length,
     Deadline,
+    /// It had no row in time.
+    QueueTimeout {
+        seconds: u64,
+    },
     AdapterLoad(String),
-    TooLarge { needed: u32, available: u32 },
+    TooLarge {
+        needed: u32,
+        available: u32,
+    },
 }
 
 /// What the next draw may take.
@@ -75,8 +82,7 @@ pub struct Sequence {
     choice: Choice,
     logprobs: Option<u8>,
     pub(super) deadline: Option<Instant>,
-    /// None once the adapter has been on the device, or without one.
-    pub(super) adapter_deadline: Option<Instant>,
+    queue_deadline: Option<Instant>,
     submitted: Instant,
 
     /// Empty while it waits.
@@ -95,7 +101,12 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    pub(super) fn new(new: NewSequence, account: Account, kv: &BlockPool) -> Self {
+    pub(super) fn new(
+        new: NewSequence,
+        account: Account,
+        queue_deadline: Option<Instant>,
+        kv: &BlockPool,
+    ) -> Self {
         let adapter = new.adapter.as_ref().map(|manifest| manifest.key.digest);
         let adapter_bytes = new.adapter.as_ref().map_or(0, |manifest| manifest.bytes);
         Self {
@@ -113,7 +124,7 @@ impl Sequence {
             params: new.params,
             logprobs: new.logprobs,
             deadline: new.deadline,
-            adapter_deadline: None,
+            queue_deadline,
             submitted: new.submitted,
             table: BlockTable::default(),
             computed: 0,
@@ -192,7 +203,12 @@ impl Sequence {
     }
 
     pub(super) fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        [self.deadline, self.adapter_deadline].into_iter().flatten()
+        [self.deadline, self.queue_deadline()].into_iter().flatten()
+    }
+
+    /// Of its first row; None once it has had that.
+    pub(super) fn queue_deadline(&self) -> Option<Instant> {
+        self.queue_deadline.filter(|_| self.admissions == 0)
     }
 
     /// Why it can never run.

@@ -31,9 +31,9 @@ impl Room {
 }
 
 impl Scheduler {
-    /// Decides the next step. `plan` is overwritten; its adapter actions must be performed, and
-    /// its sequences submitted if there are any.
-    pub fn schedule(
+    /// Decides the next step's moves of adapters. `plan` is overwritten; the moves must be performed
+    /// before [`Scheduler::schedule`] goes on with it, so that an adapter runs as soon as it is there.
+    pub fn move_adapters(
         &mut self,
         now: Instant,
         kv: &mut BlockPool,
@@ -44,6 +44,16 @@ impl Scheduler {
         self.end_late(now, kv, residency, plan);
         self.end_without_adapter(kv, residency, plan);
         self.plan_residency(now, residency, plan);
+    }
+
+    /// Decides the next step's rows; its sequences must be submitted if there are any.
+    pub fn schedule(
+        &mut self,
+        now: Instant,
+        kv: &mut BlockPool,
+        residency: &mut Residency,
+        plan: &mut StepPlan,
+    ) {
         self.make_way(kv, plan);
         let mut room =
             Room { sequences: self.config.max_num_seqs, rows: self.config.max_num_batched_tokens };

@@ -3,12 +3,37 @@
 use super::element::Element;
 use super::model::PackedModel;
 use super::pack::Packed;
-use crate::backend::BackendError;
 use crate::backend::group::Group;
+use crate::backend::{
+    BackendError, HeapAllocator, HostAdapter, HostAllocator, HostBuffer, HostData,
+};
 use lorikeet_contract::adapter::{ArtifactHeader, ModuleEntry, TensorRef};
 use std::ops::Range;
+use std::sync::Arc;
 
-/// An adapter on the device.
+/// Packs adapters as they come to host memory.
+pub struct Packer<T> {
+    model: Arc<PackedModel<T>>,
+}
+
+impl<T> Packer<T> {
+    pub fn new(model: Arc<PackedModel<T>>) -> Self {
+        Self { model }
+    }
+}
+
+impl<T: Element> HostAllocator for Packer<T> {
+    fn allocate(&self, bytes: usize) -> Result<Box<dyn HostBuffer>, BackendError> {
+        HeapAllocator.allocate(bytes)
+    }
+
+    fn prepare(&self, adapter: HostAdapter) -> Result<HostAdapter, BackendError> {
+        let packed = PackedAdapter::pack(&adapter.header, adapter.file()?, &self.model)?;
+        Ok(HostAdapter { data: HostData::Prepared(Arc::new(packed)), ..adapter })
+    }
+}
+
+/// An adapter in host memory, and on the device.
 pub struct PackedAdapter<T> {
     /// Four per layer, in the order of [`Group::ALL`]; None where nothing is targeted.
     groups: Vec<Option<GroupAdapter<T>>>,

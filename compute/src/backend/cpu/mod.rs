@@ -3,8 +3,11 @@
 //!
 //! ```text
 //! submit -> plan (rows sorted by adapter) -> forward (phases, barriers) -> output (draw)
-//! begin_upload -> slots -> upload thread: adapter (pack, DoRA norms) -> poll_uploads
+//! prepare -> adapter (pack, DoRA norms), beside the steps; begin_upload -> slots -> poll_uploads
 //! ```
+//! The device is host memory, too: an adapter is packed when it comes there, and a slot only shares
+//! what was packed, so that a swap moves nothing.
+//!
 //! A step runs inside `submit`, with the calling thread as one of the workers; `collect` hands its
 //! output over. A sequence's result is the same bit for bit whatever else is in the batch: each
 //! row's sums have an order of their own (see [`kernel`]).
@@ -29,10 +32,11 @@ mod vector;
 
 use super::batch::SequenceId;
 use super::{
-    AdapterSlot, Backend, BackendError, Capacity, HeapAllocator, HostAdapter, HostAllocator,
-    SequenceOutput, StepBatch, StepOutput, StepTicket, UploadDone,
+    AdapterSlot, Backend, BackendError, Capacity, HostAdapter, HostAllocator, SequenceOutput,
+    StepBatch, StepOutput, StepTicket, UploadDone,
 };
 use crate::model::ModelWeights;
+use adapter::Packer;
 use element::Element;
 use forward::{Buffers, Scratch, Step};
 use half::bf16;
@@ -128,7 +132,7 @@ impl<T: Element> CpuBackend<T> {
             max_slots: config.max_slots,
             adapter_bytes: config.adapter_bytes,
             isa,
-            slots: Slots::new(model.clone(), config.max_slots, config.adapter_bytes)?,
+            slots: Slots::new(config.max_slots, config.adapter_bytes),
             kv: KvCache::new(model.layers.len(), num_blocks, model.kv_heads(), model.head_dim()),
             buffers: Buffers::new(&model, config.max_rows),
             output: OutputBuffers::new(model.hidden(), vocabulary, config.max_rows),
@@ -211,7 +215,7 @@ impl<T: Element> Backend for CpuBackend<T> {
     }
 
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
-        Arc::new(HeapAllocator)
+        Arc::new(Packer::new(self.model.clone()))
     }
 
     fn adapter_bytes(&self, header: &ArtifactHeader) -> u64 {
@@ -224,7 +228,7 @@ impl<T: Element> Backend for CpuBackend<T> {
         adapter: Arc<HostAdapter>,
     ) -> Result<(), BackendError> {
         let bytes = self.adapter_bytes(&adapter.header);
-        self.slots.begin_upload(slot, adapter, bytes)
+        self.slots.begin_upload(slot, &adapter, bytes)
     }
 
     fn poll_uploads(&mut self, done: &mut Vec<UploadDone>) {

@@ -1,64 +1,61 @@
-//! The device tier of the CPU: a budget of bytes of packed adapters.
+//! The device tier of the CPU: a budget of bytes of packed adapters, which slots share with host
+//! memory.
 
 use super::adapter::PackedAdapter;
 use super::element::Element;
-use super::model::PackedModel;
 use crate::backend::slots::{SlotTable, not_ready, refused};
-use crate::backend::uploads::{Placed, Uploads};
-use crate::backend::{AdapterSlot, BackendError, HostAdapter, UploadDone};
+use crate::backend::{AdapterSlot, BackendError, HostAdapter, HostData, UploadDone};
 use std::sync::Arc;
 
 pub struct Slots<T> {
     table: SlotTable<Place<T>>,
-    /// Bytes of all adapters, being packed or ready; at most `budget`.
+    /// Bytes of all adapters; at most `budget`.
     used: u64,
     budget: u64,
-    uploads: Uploads<Arc<HostAdapter>, PackedAdapter<T>>,
+    /// Filled since the last poll.
+    filled: Vec<AdapterSlot>,
 }
 
 struct Place<T> {
     bytes: u64,
-    /// None while it is being packed.
-    adapter: Option<Arc<PackedAdapter<T>>>,
+    adapter: Arc<PackedAdapter<T>>,
+    /// Its upload has been polled.
+    is_ready: bool,
 }
 
 impl<T: Element> Slots<T> {
-    pub fn new(model: Arc<PackedModel<T>>, slots: u32, budget: u64) -> Result<Self, BackendError> {
-        let pack = move |adapter: Arc<HostAdapter>| {
-            PackedAdapter::pack(&adapter.header, adapter.data.as_slice(), &model)
-        };
-        let uploads = Uploads::spawn("lk-cpu-upload", pack)?;
-        Ok(Self { table: SlotTable::new(slots), used: 0, budget, uploads })
+    pub fn new(slots: u32, budget: u64) -> Self {
+        Self { table: SlotTable::new(slots), used: 0, budget, filled: Vec::new() }
     }
 
-    /// Reserves the adapter's bytes and queues it.
+    /// Reserves the adapter's bytes and shares what host memory has of it.
     pub fn begin_upload(
         &mut self,
         slot: AdapterSlot,
-        adapter: Arc<HostAdapter>,
+        adapter: &HostAdapter,
         bytes: u64,
     ) -> Result<(), BackendError> {
         self.table.check_empty(slot)?;
         if bytes > self.budget - self.used {
             return Err(BackendError::OutOfMemory { what: "memory for adapters", bytes });
         }
-        self.uploads.send(slot, adapter, bytes)?;
-        self.table.fill(slot, Place { bytes, adapter: None });
+        let packed = match &adapter.data {
+            HostData::Prepared(form) => form.clone().downcast().ok(),
+            HostData::File(_) => None,
+        };
+        let adapter = packed.ok_or_else(|| refused(slot, "was given an adapter not prepared"))?;
+        self.table.fill(slot, Place { bytes, adapter, is_ready: false });
         self.used += bytes;
+        self.filled.push(slot);
         Ok(())
     }
 
-    /// Takes in what has been packed since the last call.
+    /// The uploads since the last call.
     pub fn poll(&mut self, done: &mut Vec<UploadDone>) {
-        while let Some(Placed { slot, result }) = self.uploads.next_placed() {
-            let result = result.and_then(|adapter| {
-                let evicted = || refused(slot, "was evicted before its upload ended");
-                self.table.get_mut(slot).ok_or_else(evicted)?.adapter = Some(Arc::new(adapter));
-                Ok(())
-            });
-            if result.is_err() {
-                self.evict(slot);
-            }
+        for slot in self.filled.drain(..) {
+            let evicted = || refused(slot, "was evicted before its upload ended");
+            let place = self.table.get_mut(slot).ok_or_else(evicted);
+            let result = place.map(|place| place.is_ready = true);
             done.push(UploadDone { slot, result });
         }
     }
@@ -71,7 +68,7 @@ impl<T: Element> Slots<T> {
 
     /// The adapter in a slot; an error when the slot has been given to another one meanwhile.
     pub fn get(&self, slot: AdapterSlot) -> Result<&Arc<PackedAdapter<T>>, BackendError> {
-        let adapter = self.table.get(slot).and_then(|place| place.adapter.as_ref());
-        adapter.ok_or_else(|| not_ready(slot))
+        let ready = self.table.get(slot).filter(|place| place.is_ready);
+        ready.map(|place| &place.adapter).ok_or_else(|| not_ready(slot))
     }
 }

@@ -156,7 +156,7 @@ impl Uploader {
             self.stream.wait(event)?;
         }
         let Upload { adapter, layout, address, .. } = &upload;
-        let file = adapter.data.as_slice();
+        let file = adapter.file()?;
         // SAFETY: the extent is reserved for this upload.
         unsafe { self.stream.upload(*address, &layout.table) }?;
         for piece in pieces(layout) {

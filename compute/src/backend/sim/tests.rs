@@ -1,6 +1,7 @@
 use super::*;
 use crate::backend::AdapterKey;
 use crate::backend::BlockId;
+use crate::backend::HostData;
 use crate::backend::LogitsWanted;
 use crate::sampling::SamplingParams;
 use lorikeet_contract::adapter::ArtifactHeader;
@@ -52,8 +53,11 @@ fn upload(sim: &mut SimBackend, index: u32, generation: u32) -> AdapterSlot {
         modules: Vec::new(),
     };
     let key = AdapterKey { tenant: TenantId::new(), digest };
-    sim.begin_upload(slot, Arc::new(HostAdapter { key, header, data: Box::new(Vec::new()) }))
-        .unwrap();
+    sim.begin_upload(
+        slot,
+        Arc::new(HostAdapter { key, header, data: HostData::File(Box::new(Vec::new())) }),
+    )
+    .unwrap();
     slot
 }
 

@@ -3,7 +3,7 @@
 
 use super::tiny::{self, Tensors};
 use crate::model::fixture::base_model;
-use crate::model::{ChatMessage, LoadedModel, Rope, load};
+use crate::model::{ChatMessage, LoadProgress, LoadedModel, Rope, load};
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::gguf_file::Value as Meta;
 use half::bf16;
@@ -19,12 +19,16 @@ fn tempdir() -> TempDir {
 }
 
 fn loaded(path: &Path) -> LoadedModel {
-    load(path, Some("tiny")).expect("the model loads")
+    let progress = LoadProgress::default();
+    assert_eq!(progress.part(), 0.0);
+    let loaded = load(path, Some("tiny"), &progress).expect("the model loads");
+    assert_eq!(progress.part(), 1.0);
+    loaded
 }
 
 /// The message of an error that must occur.
 fn refusal(path: &Path) -> String {
-    match load(path, None) {
+    match load(path, None, &LoadProgress::default()) {
         Ok(_) => panic!("{} was loaded", path.display()),
         Err(error) => error.to_string(),
     }

@@ -145,7 +145,7 @@ async fn an_adapter_arrives_in_host_memory_byte_for_byte_and_survives_a_restart(
     assert_eq!(files(&rig.cache()).len(), 1, "half-written files are swept");
     let LoadEvent::Read { result, .. } = perform(&mut loader, rig.read()).await else { panic!() };
     let adapter = result.unwrap_or_else(|failure| panic!("{}", failure.reason));
-    assert_eq!(adapter.data.as_slice(), rig.packed);
+    assert_eq!(adapter.file().unwrap(), rig.packed);
     assert_eq!(adapter.header.max_rank(), 256);
 
     let dropped = LoadAction::DropFile(CachedFile::of(&rig.manifest));

@@ -51,7 +51,7 @@ impl Residency {
         for at in 0..self.fetching.len() {
             let key = self.fetching[at];
             let grace = self.config.abandon_after;
-            let deadline = self.config.load_deadline;
+            let deadline = self.config.download_deadline;
             let entry = self.entry_mut(&key);
             let is_wanted = entry.is_wanted() && entry.failure.is_none();
             let forgotten = entry.forgotten;

@@ -66,7 +66,7 @@ pub struct ResidencyConfig {
     pub retry_min: Duration,
     pub retry_max: Duration,
     /// A download that takes longer fails those who wait for it.
-    pub load_deadline: Duration,
+    pub download_deadline: Duration,
     /// A download that nobody wants any more is broken off after this.
     pub abandon_after: Duration,
 }
@@ -82,7 +82,7 @@ impl Default for ResidencyConfig {
             max_uploads: 4,
             retry_min: Duration::from_secs(1),
             retry_max: Duration::from_secs(60),
-            load_deadline: Duration::from_secs(120),
+            download_deadline: Duration::from_secs(120),
             abandon_after: Duration::from_secs(5),
         }
     }

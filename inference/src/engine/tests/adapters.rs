@@ -28,7 +28,7 @@ fn a_load_delays_only_the_requests_that_need_it() {
 fn an_adapter_that_is_not_there_in_time_fails_its_requests_and_no_others() {
     let mut setup = Setup::default();
     setup.loader.delay = Duration::from_secs(4);
-    setup.scheduler.adapter_timeout = Duration::from_secs(5);
+    setup.scheduler.queue_timeout = Duration::from_secs(5);
     let mut rig = Rig::new(&setup);
     let slow = adapter(1, 1, 10);
     let mut late = rig.submit(1, Some(&slow), &PROMPT, 5);

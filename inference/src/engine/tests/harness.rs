@@ -11,7 +11,7 @@ use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
 use crate::telemetry::EngineMetrics;
 use lorikeet_compute::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
-use lorikeet_compute::backend::{Capacity, HostAdapter};
+use lorikeet_compute::backend::{Capacity, HostAdapter, HostData};
 use lorikeet_compute::sampling::{LogitRules, SamplingParams};
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, ModuleEntry, TensorRef};
 use lorikeet_contract::{
@@ -63,7 +63,7 @@ pub fn host_adapter(manifest: &AdapterManifest) -> HostAdapter {
         base_weights_digest: WeightsDigest([0; 32]),
         modules: vec![module],
     };
-    HostAdapter { key: manifest.key, header, data: Box::new(Vec::new()) }
+    HostAdapter { key: manifest.key, header, data: HostData::File(Box::new(Vec::new())) }
 }
 
 /// Loads that take a while and sometimes fail.

@@ -1,4 +1,5 @@
 mod adapters;
+mod allocations;
 mod guided;
 mod harness;
 mod isolation;

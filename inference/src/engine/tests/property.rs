@@ -135,7 +135,7 @@ fn expected(answers: &mut Answers, ask: &Ask) -> Vec<u32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(crate::fixture::cases(1000))]
     #[test]
     fn whatever_happens_every_request_ends_as_it_would_alone(
         memory in memory(), ops in prop::collection::vec(op(), 1..60),
@@ -232,7 +232,7 @@ impl Waits {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1000))]
+    #![proptest_config(crate::fixture::cases(1000))]
     #[test]
     fn no_tenant_waits_longer_than_its_share_implies(
         num_blocks in 12u32..60, max_num_seqs in 1usize..8, rows in 4usize..40, depth in 1u32..=2,

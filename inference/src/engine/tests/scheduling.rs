@@ -174,6 +174,27 @@ fn a_deadline_ends_a_request_whether_it_runs_or_waits() {
 }
 
 #[test]
+fn a_request_that_does_not_begin_in_time_fails_and_one_that_has_begun_takes_its_time() {
+    let mut setup = Setup::default();
+    setup.scheduler.max_num_seqs = 1;
+    setup.scheduler.queue_timeout = Duration::from_secs(2);
+    setup.cost.step = Duration::from_millis(100);
+    let mut rig = Rig::new(&setup);
+    let adapter = adapter(1, 1, 10);
+    let mut long = rig.submit(1, None, &prompt(4), 30);
+    let mut late =
+        [rig.submit(1, None, &prompt(4), 1), rig.submit(1, Some(&adapter), &prompt(4), 1)];
+    let [base, adapted] = &mut late;
+    rig.finish(&mut [&mut long, base, adapted]);
+    assert_eq!((long.reason(), long.tokens.len()), (Some(FinishReason::Length), 30));
+    for reader in &late {
+        assert_eq!(reader.error(), Some(&RequestError::QueueTimeout { seconds: 2 }));
+        assert!(reader.usage().queue >= Duration::from_secs(2));
+    }
+    rig.engine.assert_idle();
+}
+
+#[test]
 fn the_queue_is_bounded_and_a_place_is_free_again_when_a_request_has_ended() {
     let setup = Setup { max_requests: 2, ..Setup::default() };
     let mut rig = Rig::new(&setup);

@@ -111,7 +111,7 @@ fn write(shadow: &mut Shadow, sequence: &Running, from: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(crate::fixture::cases(512))]
     #[test]
     fn every_sequence_reads_back_what_was_computed_for_its_own_prefix(
         num_blocks in 1u32..12, ops in prop::collection::vec(op(), 1..120),

@@ -152,7 +152,7 @@ async fn a_taken_port_and_data_in_use_are_named() {
     let sockets = super::super::Sockets { api, metrics: None };
     let config = super::harness::config(node.data.path(), &control_plane.url(), address);
     let store = Arc::new(crate::adapters::LocalStore::new(node.objects.clone()));
-    node.until_up().await;
+    node.until_loaded().await;
     let second = super::super::serve(config, sockets, store, CancellationToken::new()).await;
     let error = format!("{:#}", second.expect_err("the data is in use"));
     assert!(error.contains("in use by another process"), "{error}");

@@ -156,9 +156,11 @@ impl Node {
         }
     }
 
-    /// Waits until it answers at all.
-    pub async fn until_up(&self) {
-        assert_eq!(self.get("/health", None).await.0, StatusCode::OK);
+    /// Waits until its model is there.
+    pub async fn until_loaded(&self) {
+        while self.get("/ready", None).await.1.contains("is being loaded") {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     /// What SIGTERM does.

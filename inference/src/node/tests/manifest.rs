@@ -8,6 +8,23 @@ use reqwest::StatusCode;
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_loads_its_model_says_so_and_is_alive() {
+    let control_plane = ControlPlane::start(Vec::new());
+    let node = Node::start(&control_plane, |_| {}).await;
+    let (ready, health, models) = tokio::join!(
+        node.get("/ready", None),
+        node.get("/health", None),
+        node.get("/v1/models", Some("lk_live_nobody")),
+    );
+    assert_eq!(ready.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(ready.1.contains("the model is being loaded"), "{}", ready.1);
+    assert_eq!(health.0, StatusCode::OK);
+    assert_eq!(models.0, StatusCode::SERVICE_UNAVAILABLE, "{}", models.1);
+    node.until_ready().await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_is_not_ready_before_its_first_manifest_and_then_follows_every_change() {
     let (first, second) = (Customer::new(), Customer::new());
     let absent = Customer::new();
@@ -18,6 +35,7 @@ async fn a_node_is_not_ready_before_its_first_manifest_and_then_follows_every_ch
     let url = nowhere.url();
     nowhere.kill();
     let node = Node::start_on(tempfile::tempdir().expect("a directory"), &url, |_| {}).await;
+    node.until_loaded().await;
     let (health, _) = node.get("/health", None).await;
     assert_eq!(health, StatusCode::OK);
     let (status, body) = node.get("/ready", None).await;

@@ -94,7 +94,7 @@ fn mixed_batches_match_the_slow_reference_for_every_instruction_set() {
             let weights = tiny::model(seed, tied);
             let reference = ReferenceModel::new(&weights).unwrap();
             let adapters: Vec<ReferenceAdapter> = adapters(&weights)
-                .map(|a| ReferenceAdapter::from_artifact(&a.header, a.data.as_slice()).unwrap())
+                .map(|a| ReferenceAdapter::from_artifact(&a.header, a.file().unwrap()).unwrap())
                 .collect();
             let mut rng = StdRng::seed_from_u64(seed);
             let work = random_work(&mut rng, 12);

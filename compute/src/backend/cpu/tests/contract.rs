@@ -25,12 +25,21 @@ fn slot(index: u32, generation: u32) -> AdapterSlot {
     AdapterSlot { index, generation }
 }
 
+fn prepared(backend: &CpuBackend, seed: u64) -> Arc<HostAdapter> {
+    Arc::new(backend.host_allocator().prepare(adapter(seed)).unwrap())
+}
+
+fn upload(
+    backend: &mut CpuBackend,
+    slot: AdapterSlot,
+    adapter: &Arc<HostAdapter>,
+) -> Result<(), BackendError> {
+    backend.begin_upload(slot, adapter.clone())
+}
+
 fn finish(backend: &mut CpuBackend) -> Vec<UploadDone> {
     let mut done = Vec::new();
-    while done.is_empty() {
-        std::thread::yield_now();
-        backend.poll_uploads(&mut done);
-    }
+    backend.poll_uploads(&mut done);
     done
 }
 
@@ -54,7 +63,8 @@ fn submit(backend: &mut CpuBackend, sequence: SequenceStep) -> Result<Vec<f32>, 
 #[test]
 fn a_stale_slot_is_an_error_and_never_read() {
     let mut backend = backend(1 << 20);
-    backend.begin_upload(slot(0, 1), Arc::new(adapter(1))).unwrap();
+    let (one, two) = (prepared(&backend, 1), prepared(&backend, 2));
+    upload(&mut backend, slot(0, 1), &one).unwrap();
     let early = submit(&mut backend, sequence(Some(slot(0, 1))));
     assert!(matches!(early, Err(BackendError::Adapter(_))), "before its upload was polled");
     finish(&mut backend).remove(0).result.unwrap();
@@ -62,7 +72,7 @@ fn a_stale_slot_is_an_error_and_never_read() {
     assert_ne!(first, submit(&mut backend, sequence(None)).unwrap());
 
     backend.evict(slot(0, 1));
-    backend.begin_upload(slot(0, 2), Arc::new(adapter(2))).unwrap();
+    upload(&mut backend, slot(0, 2), &two).unwrap();
     finish(&mut backend).remove(0).result.unwrap();
     for stale in [slot(0, 1), slot(0, 3), slot(1, 1), slot(99, 1)] {
         let error = submit(&mut backend, sequence(Some(stale))).unwrap_err();
@@ -88,9 +98,10 @@ fn adapters_fill_the_budget_at_their_true_rank_and_free_it_again() {
         .sum();
     assert_eq!(needed, exact);
     let mut backend = backend(needed * 2 - 1);
+    let adapter = prepared(&backend, 1);
     for round in 1..5 {
-        backend.begin_upload(slot(0, round), Arc::new(adapter(1))).unwrap();
-        let refused = backend.begin_upload(slot(1, round), Arc::new(adapter(1))).unwrap_err();
+        upload(&mut backend, slot(0, round), &adapter).unwrap();
+        let refused = upload(&mut backend, slot(1, round), &adapter).unwrap_err();
         assert!(matches!(refused, BackendError::OutOfMemory { bytes, .. } if bytes == needed));
         finish(&mut backend).remove(0).result.unwrap();
         backend.evict(slot(0, round));
@@ -100,13 +111,11 @@ fn adapters_fill_the_budget_at_their_true_rank_and_free_it_again() {
 #[test]
 fn an_upload_ends_once_also_when_its_slot_is_evicted_meanwhile() {
     let mut backend = backend(1 << 20);
-    backend.begin_upload(slot(2, 1), Arc::new(adapter(1))).unwrap();
+    let (one, two) = (prepared(&backend, 1), prepared(&backend, 2));
+    upload(&mut backend, slot(2, 1), &one).unwrap();
     backend.evict(slot(2, 1));
-    backend.begin_upload(slot(2, 2), Arc::new(adapter(2))).unwrap();
-    let mut done = finish(&mut backend);
-    while done.len() < 2 {
-        backend.poll_uploads(&mut done);
-    }
+    upload(&mut backend, slot(2, 2), &two).unwrap();
+    let done = finish(&mut backend);
     assert_eq!(done.iter().map(|d| d.slot.generation).collect::<Vec<_>>(), [1, 2]);
     assert!(done[0].result.is_err());
     assert!(done[1].result.is_ok());
@@ -116,9 +125,23 @@ fn an_upload_ends_once_also_when_its_slot_is_evicted_meanwhile() {
 #[test]
 fn slots_that_are_taken_or_do_not_exist_are_refused() {
     let mut backend = backend(1 << 20);
-    backend.begin_upload(slot(0, 1), Arc::new(adapter(1))).unwrap();
-    assert!(backend.begin_upload(slot(0, 2), Arc::new(adapter(1))).is_err());
-    assert!(backend.begin_upload(slot(4, 1), Arc::new(adapter(1))).is_err());
+    let adapter = prepared(&backend, 1);
+    upload(&mut backend, slot(0, 1), &adapter).unwrap();
+    assert!(upload(&mut backend, slot(0, 2), &adapter).is_err());
+    assert!(upload(&mut backend, slot(4, 1), &adapter).is_err());
+}
+
+#[test]
+fn an_adapter_that_was_not_prepared_is_refused_and_takes_no_room() {
+    let mut backend = backend(backend(0).adapter_bytes(&adapter(1).header));
+    let exact = CpuBackend::exact(&tiny::model(1, true), CpuConfig::default()).unwrap();
+    let of_another = exact.host_allocator().prepare(adapter(1)).unwrap();
+    for adapter in [adapter(1), of_another] {
+        let refused = upload(&mut backend, slot(0, 1), &Arc::new(adapter)).unwrap_err();
+        assert!(matches!(refused, BackendError::Adapter(_)), "{refused}");
+    }
+    let prepared = prepared(&backend, 1);
+    upload(&mut backend, slot(0, 1), &prepared).unwrap();
 }
 
 #[test]
@@ -130,16 +153,13 @@ fn an_adapter_that_does_not_fit_the_model_fails_alone() {
         |a| a.header.modules.push(a.header.modules[0].clone()),
         |a| a.header.modules[0].b.offset = 1 << 40,
     ];
-    let mut backend = backend(1 << 20);
-    for (index, break_it) in (0..).zip(break_it) {
+    let memory = backend(1 << 20).host_allocator();
+    for break_it in break_it {
         let mut adapter = adapter(1);
         break_it(&mut adapter);
-        backend.begin_upload(slot(0, index), Arc::new(adapter)).unwrap();
-        let error = finish(&mut backend).remove(0).result.unwrap_err();
+        let error = memory.prepare(adapter).err().unwrap();
         assert!(matches!(error, BackendError::Adapter(_)), "{error}");
     }
-    backend.begin_upload(slot(0, 9), Arc::new(adapter(1))).expect("its bytes were freed");
-    finish(&mut backend).remove(0).result.unwrap();
 }
 
 #[test]

@@ -4,10 +4,10 @@
 use super::batches::{Work, run_mixed};
 use super::harness::Driver;
 use crate::backend::AdapterKey;
-use crate::backend::HostAdapter;
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::kernel::Isa;
 use crate::backend::cpu::{CpuBackend, CpuConfig};
+use crate::backend::{HostAdapter, HostData};
 use crate::model::fixture::families::{FAMILIES, Family, family};
 use half::bf16;
 use lorikeet_contract::TenantId;
@@ -26,7 +26,7 @@ fn adapter(family: &Family) -> Option<HostAdapter> {
         tenant: TenantId::from_uuid(uuid::Uuid::nil()),
         digest: header.adapter_digest,
     };
-    Some(HostAdapter { key, header: header.clone(), data: Box::new(file.clone()) })
+    Some(HostAdapter { key, header: header.clone(), data: HostData::File(Box::new(file.clone())) })
 }
 
 /// The largest distance of all logits of base and adapter, and the relative root mean square.

@@ -4,8 +4,8 @@ use crate::backend::AdapterKey;
 use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::{
-    AdapterSlot, Backend, HostAdapter, Input, LogitsWanted, SampleRequest, SequenceOutput,
-    SequenceStep, StepBatch,
+    AdapterSlot, Backend, HostAdapter, HostData, Input, LogitsWanted, SampleRequest,
+    SequenceOutput, SequenceStep, StepBatch,
 };
 use crate::sampling::SamplingParams;
 use lorikeet_contract::adapter::{ArtifactHeader, content, pack};
@@ -96,12 +96,10 @@ impl<B: Backend> Driver<B> {
 
     pub fn upload(&mut self, index: u32, adapter: HostAdapter) -> AdapterSlot {
         let slot = AdapterSlot { index, generation: 1 };
+        let adapter = self.backend.host_allocator().prepare(adapter).unwrap();
         self.backend.begin_upload(slot, Arc::new(adapter)).unwrap();
         let mut done = Vec::new();
-        while done.is_empty() {
-            std::thread::yield_now();
-            self.backend.poll_uploads(&mut done);
-        }
+        self.backend.poll_uploads(&mut done);
         assert_eq!(done.len(), 1);
         done.remove(0).result.unwrap();
         slot
@@ -123,5 +121,5 @@ pub fn host_adapter(config: &[u8], weights: Vec<u8>, base: &BaseModelSpec) -> Ho
     let header = ArtifactHeader::parse(&file, file.len() as u64).unwrap();
     let key =
         AdapterKey { tenant: TenantId::from_uuid(uuid::Uuid::nil()), digest: inspected.digest };
-    HostAdapter { key, header, data: Box::new(file) }
+    HostAdapter { key, header, data: HostData::File(Box::new(file)) }
 }

@@ -1,7 +1,7 @@
 //! Random models and adapters small enough for the slow reference.
 
 use crate::backend::AdapterKey;
-use crate::backend::HostAdapter;
+use crate::backend::{HostAdapter, HostData};
 use crate::model::{LayerWeights, Matrix, ModelConfig, ModelWeights};
 use half::{bf16, f16};
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, LAYOUT_VERSION, ModuleEntry, TensorRef};
@@ -87,7 +87,7 @@ pub fn host(modules: Vec<ModuleEntry>, file: Vec<u8>) -> HostAdapter {
         modules,
     };
     let key = AdapterKey { tenant: TenantId::from_uuid(uuid::Uuid::nil()), digest };
-    HostAdapter { key, header, data: Box::new(file) }
+    HostAdapter { key, header, data: HostData::File(Box::new(file)) }
 }
 
 struct File {

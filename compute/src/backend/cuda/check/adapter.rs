@@ -2,8 +2,8 @@
 
 use super::lab::Random;
 use crate::backend::AdapterKey;
-use crate::backend::HostAdapter;
 use crate::backend::cuda::layout::Group;
+use crate::backend::{HostAdapter, HostData};
 use half::bf16;
 use lorikeet_contract::adapter::{ArtifactHeader, Dtype, ModuleEntry, TensorRef};
 use lorikeet_contract::{AdapterDigest, BaseModelSpec, Linear, TenantId, WeightsDigest};
@@ -78,5 +78,5 @@ pub fn random_adapter(spec: &BaseModelSpec, shape: &AdapterShape, seed: u64) -> 
         modules,
     };
     let key = AdapterKey { tenant: TenantId::from_uuid(uuid::Uuid::nil()), digest };
-    HostAdapter { key, header, data: Box::new(data) }
+    HostAdapter { key, header, data: HostData::File(Box::new(data)) }
 }

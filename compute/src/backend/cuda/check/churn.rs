@@ -98,6 +98,7 @@ impl Churn {
     fn new(config: &CudaConfig, spec: BaseModelSpec) -> Result<Self, CheckError> {
         let weights = random_model(spec);
         let spec = weights.config.spec.clone();
+        let for_the_cpu = adapters(&spec);
         let adapters = adapters(&spec);
         let sizes = adapters.iter().map(|a| Ok(ExtentLayout::new(&a.header, &spec)?.bytes));
         let sizes: Vec<u64> = sizes.collect::<Result<_, CheckError>>()?;
@@ -116,14 +117,14 @@ impl Churn {
             ..CpuConfig::default()
         };
         let mut cpu = CpuBackend::new(&weights, cpu_config)?;
-        for (index, adapter) in (0..).zip(&adapters) {
-            cpu.begin_upload(AdapterSlot { index, generation: 1 }, adapter.clone())?;
+        let memory = cpu.host_allocator();
+        for (index, adapter) in (0..).zip(for_the_cpu) {
+            let adapter = Arc::into_inner(adapter).expect("it was just made");
+            let prepared = memory.prepare(adapter)?;
+            cpu.begin_upload(AdapterSlot { index, generation: 1 }, Arc::new(prepared))?;
         }
         let mut done = Vec::new();
-        while done.len() < adapters.len() {
-            cpu.poll_uploads(&mut done);
-            std::thread::yield_now();
-        }
+        cpu.poll_uploads(&mut done);
         done.into_iter().try_for_each(|d| d.result)?;
         let cuda = CudaBackend::new(&weights, config)?;
         let mut churn = Self {

@@ -8,9 +8,10 @@ use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cuda::{CudaBackend, CudaConfig};
 use crate::backend::{
-    AdapterSlot, Backend, HostAdapter, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
+    AdapterSlot, Backend, HostAdapter, HostData, Input, LogitsWanted, SampleRequest, SequenceStep,
+    StepBatch,
 };
-use crate::model;
+use crate::model::{self, LoadProgress};
 use crate::sampling::{SamplingParams, greedy, log_probs};
 use lorikeet_contract::adapter::{ArtifactHeader, inspect, pack};
 use lorikeet_contract::{BaseModelSpec, TenantId};
@@ -81,7 +82,8 @@ pub fn check(
     kit: &Path,
     report: &mut dyn FnMut(Outcome),
 ) -> Result<(), CheckError> {
-    let loaded = model::load(model, None).map_err(|e| CheckError::Reference(e.to_string()))?;
+    let loaded = model::load(model, None, &LoadProgress::default())
+        .map_err(|e| CheckError::Reference(e.to_string()))?;
     let config = CudaConfig {
         kv_tokens: Some(u64::from(TOKENS) * 32),
         adapter_bytes: 1 << 30,
@@ -156,7 +158,7 @@ fn adapter(folder: &Path, spec: &BaseModelSpec) -> Result<HostAdapter, CheckErro
         ArtifactHeader::parse(&file, file.len() as u64).map_err(|e| failed(e.to_string()))?;
     let tenant = TenantId::from_uuid(uuid::Uuid::nil());
     let key = AdapterKey { tenant, digest: inspected.digest };
-    Ok(HostAdapter { key, header, data: Box::new(file) })
+    Ok(HostAdapter { key, header, data: HostData::File(Box::new(file)) })
 }
 
 /// The largest of the deviations, each over what the kit allows; infinite when a token differs that

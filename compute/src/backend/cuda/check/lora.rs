@@ -337,7 +337,8 @@ fn model_config(lab: &Lab) -> ModelConfig {
 }
 
 fn tensor(adapter: &HostAdapter, tensor: &TensorRef) -> Vec<f32> {
-    let bytes = &adapter.data.as_slice()[tensor.offset as usize..][..tensor.bytes as usize];
+    let bytes = &adapter.file().expect("checks prepare none")[tensor.offset as usize..]
+        [..tensor.bytes as usize];
     tensor.dtype.to_f32(bytes)
 }
 

@@ -121,10 +121,10 @@ impl Reference {
 
     fn logits(&self, seed: u64, adapter: Option<&HostAdapter>) -> Result<Vec<f32>, CheckError> {
         let failed = |e: candle_core::Error| CheckError::Reference(e.to_string());
-        let adapter = adapter
-            .map(|a| ReferenceAdapter::from_artifact(&a.header, a.data.as_slice()))
-            .transpose()
-            .map_err(failed)?;
+        let adapter = match adapter {
+            Some(a) => Some(ReferenceAdapter::from_artifact(&a.header, a.file()?).map_err(failed)?),
+            None => None,
+        };
         let tokens = prompt(seed, self.vocabulary);
         let rows = self.model.forward(&tokens, adapter.as_ref()).map_err(failed)?;
         Ok(rows.concat())

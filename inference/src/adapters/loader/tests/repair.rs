@@ -26,7 +26,7 @@ impl Rig {
 async fn assert_serves(rig: &Rig, loader: &mut Loader) {
     let LoadEvent::Read { result, .. } = perform(loader, rig.read()).await else { panic!() };
     let adapter = result.unwrap_or_else(|failure| panic!("{}", failure.reason));
-    assert_eq!(adapter.data.as_slice(), rig.packed);
+    assert_eq!(adapter.file().unwrap(), rig.packed);
 }
 
 /// What changes the cache while the node is down.

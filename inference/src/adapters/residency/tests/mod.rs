@@ -7,7 +7,7 @@ mod quotas;
 
 use super::entry::{InHost, OnDevice, OnDisk};
 use super::*;
-use lorikeet_compute::backend::HostAdapter;
+use lorikeet_compute::backend::{HostAdapter, HostData};
 use lorikeet_contract::adapter::ArtifactHeader;
 use lorikeet_contract::{AdapterDigest, ArtifactDigest, TenantId, WeightsDigest};
 use uuid::Uuid;
@@ -89,7 +89,8 @@ fn host_adapter(manifest: &AdapterManifest) -> HostAdapter {
         base_weights_digest: WeightsDigest([0; 32]),
         modules: Vec::new(),
     };
-    HostAdapter { key: manifest.key, header, data: Box::new(vec![0u8; manifest.bytes as usize]) }
+    let file = vec![0u8; manifest.bytes as usize];
+    HostAdapter { key: manifest.key, header, data: HostData::File(Box::new(file)) }
 }
 
 fn config(disk: u64, host: u64) -> ResidencyConfig {

@@ -6,6 +6,15 @@ fn refused(world: &mut World, manifest: &Arc<AdapterManifest>) -> String {
     world.residency.demand(manifest, TenantShare::default(), world.now).unwrap_err()
 }
 
+/// A world with room for an adapter of 40 bytes, whose fetch is under way.
+fn fetching() -> (World, Arc<AdapterManifest>, AdapterDemand) {
+    let mut world = World::new(100, 100, 100);
+    let a = manifest(1, 40);
+    let demand = world.demand(&a);
+    world.plan();
+    (world, a, demand)
+}
+
 #[test]
 fn a_demanded_adapter_climbs_tier_by_tier_onto_the_device() {
     let mut world = World::new(100, 100, 100);
@@ -263,10 +272,7 @@ fn adapters_that_the_manifest_does_not_have_leave_the_disk_at_the_start() {
 
 #[test]
 fn a_fetch_that_nobody_wants_goes_on_for_a_while_and_is_then_broken_off() {
-    let mut world = World::new(100, 100, 100);
-    let a = manifest(1, 40);
-    let demand = world.demand(&a);
-    world.plan();
+    let (mut world, a, demand) = fetching();
     drop(demand);
     world.plan();
     assert_eq!(world.pending.len(), 1, "whoever asks again finds it under way");
@@ -301,10 +307,7 @@ fn a_fetch_that_nobody_wants_gives_way_at_once_to_one_that_somebody_does() {
 
 #[test]
 fn a_deleted_adapter_is_not_fetched_to_the_end_and_one_wanted_again_is_fetched_anew() {
-    let mut world = World::new(100, 100, 100);
-    let a = manifest(1, 40);
-    let demand = world.demand(&a);
-    world.plan();
+    let (mut world, a, demand) = fetching();
     drop(demand);
     world.residency.forget(a.key);
     world.plan();
@@ -317,11 +320,8 @@ fn a_deleted_adapter_is_not_fetched_to_the_end_and_one_wanted_again_is_fetched_a
 
 #[test]
 fn a_fetch_that_takes_too_long_fails_those_who_wait_and_is_broken_off() {
-    let mut world = World::new(100, 100, 100);
-    let a = manifest(1, 40);
-    let _demand = world.demand(&a);
-    world.plan();
-    world.now += world.residency.config.load_deadline;
+    let (mut world, a, _demand) = fetching();
+    world.now += world.residency.config.download_deadline;
     world.plan();
     let mut failed = Vec::new();
     world.residency.take_failures(&mut failed);

@@ -37,14 +37,57 @@ fn numbered(id: u8) -> Arc<AdapterManifest> {
     owned(id % 2, id, 10 + 5 * u64::from(id))
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-    #[test]
-    fn budgets_hold_and_every_demand_ends_on_the_device_or_with_a_reason(
+/// Tiny memory, and what happens in it.
+#[derive(Debug)]
+struct Schedule {
+    disk: u64,
+    host: u64,
+    device: u64,
+    slots: u32,
+    /// Of each tenant, in host memory and on the device.
+    quotas: [[Option<u64>; 2]; 2],
+    ops: Vec<Op>,
+}
+
+prop_compose! {
+    fn schedule()(
         disk in 45u64..160, host in 45u64..160, device in 45u64..160, slots in 1u32..8,
         quotas in prop::array::uniform2(prop::array::uniform2(prop::option::of(20u64..100))),
         ops in prop::collection::vec(op(), 1..150),
-    ) {
+    ) -> Schedule {
+        Schedule { disk, host, device, slots, quotas, ops }
+    }
+}
+
+proptest! {
+    #![proptest_config(crate::fixture::cases(512))]
+    #[test]
+    fn budgets_hold_and_every_demand_ends_on_the_device_or_with_a_reason(schedule in schedule()) {
+        schedule.play()?;
+    }
+}
+
+#[test]
+fn an_adapter_waits_for_its_tenants_pin_no_longer_than_for_its_turn() {
+    let perform = |at, end| Op::Perform { at, end };
+    let well = || perform(0, End::Well);
+    let mut ops = vec![Op::Pin(vec![0]), Op::Demand(2)];
+    ops.extend((0..5).map(|_| Op::End(0)));
+    ops.extend((0..3).map(|_| well()));
+    ops.extend([Op::Demand(2), Op::Demand(2)]);
+    ops.extend((0..3).map(|_| well()));
+    ops.extend([Op::Demand(5), Op::End(10_544_466_107_285_321_010)]);
+    ops.extend([Op::Lease(950_851_645_758_939_704), well(), Op::End(17_652_154_742_890_258_801)]);
+    ops.push(perform(5_707_129_897_988_723_642, End::Well));
+    ops.push(perform(8_478_252_681_411_881_723, End::NoRoom));
+    let quotas = [[Some(20), None], [None, None]];
+    let schedule = Schedule { disk: 65, host: 45, device: 65, slots: 2, quotas, ops };
+    schedule.play().unwrap();
+}
+
+impl Schedule {
+    fn play(self) -> Result<(), TestCaseError> {
+        let Self { disk, host, device, slots, quotas, ops } = self;
         let shares = quotas.map(|[host_bytes, device_bytes]| TenantShare {
             host_bytes,
             device_bytes,
@@ -96,8 +139,7 @@ proptest! {
             world.settle();
             demands.retain(|(id, _)| {
                 let key = numbered(*id).key;
-                world.residency.lease(&key).is_none()
-                    && world.residency.failure(&key).is_none()
+                world.residency.lease(&key).is_none() && world.residency.failure(&key).is_none()
             });
             world.now += world.residency.config.quantum;
         }
@@ -111,5 +153,6 @@ proptest! {
         for (key, entry) in &world.residency.entries {
             prop_assert!(!entry.is_held() || entry.device_bytes() > 0, "{key:?} is not in place");
         }
+        Ok(())
     }
 }

@@ -15,6 +15,7 @@ use serde::Serialize;
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -51,6 +52,24 @@ enum Quantization {
 enum Targets {
     All,
     Qkvo,
+}
+
+/// None: what the device measures to be best.
+#[derive(Debug, Clone, Copy)]
+struct MostRows(Option<usize>);
+
+impl FromStr for MostRows {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self(None)),
+            _ => match text.parse() {
+                Ok(rows) if rows > 0 => Ok(Self(Some(rows))),
+                _ => Err("a positive number or auto is wanted".into()),
+            },
+        }
+    }
 }
 
 #[derive(clap::Args)]
@@ -101,9 +120,9 @@ pub struct Setup {
     /// Linears that the adapters change
     #[arg(long, value_enum, default_value = "all")]
     targets: Targets,
-    /// Rows of a step, prefill and decode together
-    #[arg(long, default_value_t = 512)]
-    max_num_batched_tokens: usize,
+    /// Most rows of a step, prefill and decode together; auto: a GPU measures which number is best
+    #[arg(long, default_value = "512", value_name = "ROWS|auto")]
+    max_num_batched_tokens: MostRows,
     #[arg(long, default_value_t = 256)]
     max_num_seqs: usize,
     /// Tokens of the KV cache
@@ -218,7 +237,8 @@ impl Setup {
             spec: self.spec(),
             scheduler: SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
-                max_num_batched_tokens: self.max_num_batched_tokens,
+                // The device's own measure then bounds it.
+                max_num_batched_tokens: self.max_num_batched_tokens.0.unwrap_or(usize::MAX),
                 ..SchedulerConfig::default()
             },
             concurrency: case.concurrency,
@@ -275,7 +295,7 @@ impl Setup {
                     kv_tokens: self.kv_tokens,
                     adapter_bytes,
                     max_slots: slots.unwrap_or(default.max_slots),
-                    max_rows: Some(self.max_num_batched_tokens as u32),
+                    max_rows: self.max_num_batched_tokens.0.map(|rows| rows as u32),
                     precision: match self.quantization {
                         Quantization::None => Precision::Bf16,
                         Quantization::Fp8 => Precision::Fp8,
@@ -290,7 +310,7 @@ impl Setup {
                     kv_tokens: self.kv_tokens.map_or(default.kv_tokens, |n| n as usize),
                     adapter_bytes,
                     max_slots: slots.unwrap_or(default.max_slots),
-                    max_rows: self.max_num_batched_tokens,
+                    max_rows: self.max_num_batched_tokens.0.unwrap_or(default.max_rows),
                     ..default
                 })
             }
@@ -317,13 +337,14 @@ pub fn print(name: &str, report: &BenchReport) {
     let cpu =
         report.cpu_ms_per_output_token.map_or("".into(), |ms| format!(", {ms:.3} CPU ms/token"));
     println!(
-        "{name:>11} {:>10.0} {:>24} {:>24} {:>24}   ({} requests, {:.0} tok/s counted, start {:.1} s{cpu})",
+        "{name:>11} {:>10.0} {:>24} {:>24} {:>24}   ({} requests, {:.0} tok/s counted, steps of {} rows, start {:.1} s{cpu})",
         report.output_tokens_per_second,
         show(report.ttft),
         show(report.tpot),
         show(report.itl),
         report.requests,
         report.counted_tokens_per_second,
+        report.max_rows,
         report.start_seconds,
     );
     if let Some(loading) = &report.loading {

@@ -11,6 +11,11 @@ impl TokenMask {
         Self { words: words.into() }
     }
 
+    /// Lowest tokens first; may end before the vocabulary does.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
     pub fn allows(&self, token: u32) -> bool {
         let word = self.words.get(token as usize / 32);
         word.is_some_and(|word| word >> (token % 32) & 1 == 1)

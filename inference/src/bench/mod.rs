@@ -98,6 +98,7 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
         anyhow::bail!("the engine does not start: {reason}");
     }
     let start_seconds = started.elapsed().as_secs_f64();
+    let most_of_device = engine.stats().capacity.max_rows as usize;
     at(Phase::LoadingAdapters);
     // Those that stay come last.
     load(&config, &engine, others.as_deref().unwrap_or_default()).await?;
@@ -146,6 +147,7 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
         concurrency: config.concurrency,
         output_tokens: config.output_tokens,
         start_seconds,
+        max_rows: config.scheduler.max_num_batched_tokens.min(most_of_device),
         cpu_seconds: cpu.map(|(end, begin)| end - begin),
         loaded,
     };

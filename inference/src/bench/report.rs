@@ -21,6 +21,8 @@ pub struct BenchReport {
     pub itl: Percentiles,
     /// Seconds until the engine ran.
     pub start_seconds: f64,
+    /// Most rows of a step.
+    pub max_rows: usize,
     /// Processor time of this process inside the window, for each token that arrived in it.
     pub cpu_ms_per_output_token: Option<f64>,
     /// Of the requests beside the load whose adapters were loaded for them.
@@ -63,6 +65,7 @@ pub(super) struct Observed<'a> {
     pub concurrency: usize,
     pub output_tokens: u32,
     pub start_seconds: f64,
+    pub max_rows: usize,
     pub cpu_seconds: Option<f64>,
     pub loaded: Option<Loaded>,
 }
@@ -99,6 +102,7 @@ impl Observed<'_> {
             tpot: Percentiles::of(tpot),
             itl: Percentiles::of(itl),
             start_seconds: self.start_seconds,
+            max_rows: self.max_rows,
             cpu_ms_per_output_token: self.cpu_seconds.map(|s| s * 1e3 / tokens as f64),
             loading: self.loaded.as_ref().map(|loaded| LoadingReport {
                 loads: loaded.cold.len(),

@@ -194,12 +194,12 @@ impl Kernels {
         items.clamp(1, self.multiprocessors * per_multiprocessor)
     }
 
-    /// Clusters for the shrink: one for each tile of a full device, more blocks to each where there
-    /// are few tiles.
+    /// Clusters for the shrink: one for each tile of a full device. More blocks to each where there are
+    /// few tiles, and up to four clusters to a tile.
     pub fn shrink_grid(&self, rows: u32) -> Grid {
         let cluster = if rows <= FEW_ROWS { 8 } else { 4 };
         let blocks = 2 * self.multiprocessors / cluster * cluster;
-        Grid { blocks: blocks.min(rows * cluster), cluster }
+        Grid { blocks: blocks.min(rows * cluster * 4), cluster }
     }
 
     pub fn multiprocessors(&self) -> u32 {

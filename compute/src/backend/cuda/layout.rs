@@ -86,7 +86,8 @@ pub struct Draw {
     /// Where its edits stand in the step's list, and how many they are.
     pub first_edit: u32,
     pub edits: u32,
-    pub unused: u32,
+    /// 0: any token may be drawn; else 1 + the place of its mask among the step's.
+    pub mask: u32,
 }
 
 /// A change of one logit before the draw; see [`LogitEdit`](crate::sampling::LogitEdit).

@@ -299,7 +299,7 @@ impl Backend for CudaBackend {
     }
 
     fn masks_tokens(&self) -> bool {
-        false
+        true
     }
 
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {

@@ -10,7 +10,7 @@ use crate::backend::batch::SequenceId;
 use crate::backend::{
     AdapterSlot, BackendError, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
 };
-use crate::sampling::LogitEdit;
+use crate::sampling::{LogitEdit, TokenMask};
 use lorikeet_contract::BaseModelSpec;
 
 /// Parts of contexts that a step may be cut into; longer parts beyond.
@@ -25,8 +25,8 @@ const PART_OVERHEAD: u32 = 64;
 const SINGLE_ROWS: u32 = 16;
 /// Rows of the matrix instructions of a prefill item: one tile for each of four warps.
 const PREFILL_ROWS: u32 = 4 * TILE_ROWS;
-/// Thread blocks of the attention that a multiprocessor holds.
-const ATTENTION_BLOCKS: u32 = 4;
+/// Thread blocks of the single rows' attention that a multiprocessor holds.
+pub const ATTENTION_BLOCKS: u32 = 4;
 
 /// What a plan must respect, constant for a backend.
 #[derive(Debug, Clone)]
@@ -59,6 +59,8 @@ pub struct StepPlan {
     pub logit_rows: Vec<u32>,
     pub draws: Vec<Draw>,
     pub edits: Vec<Edit>,
+    /// A bit for each token of the vocabulary, row by row of those that are masked.
+    pub masks: Vec<u32>,
     pub logits: Vec<LogitRow>,
     order: Vec<usize>,
 }
@@ -105,6 +107,7 @@ impl StepPlan {
         self.logit_rows.clear();
         self.draws.clear();
         self.edits.clear();
+        self.masks.clear();
         self.logits.clear();
         self.order.clear();
     }
@@ -216,10 +219,22 @@ impl StepPlan {
                 let edits = request.into_iter().flat_map(|r| &r.edits);
                 self.edits.extend(edits.filter(|e| e.token < vocabulary).map(edit));
                 let edits = self.edits.len() as u32 - first_edit;
-                self.draws.push(Draw { first_edit, edits, ..draw(request) });
+                let allowed = request.and_then(|r| r.allowed.as_deref());
+                let mask = allowed.map_or(0, |allowed| self.add_mask(allowed, vocabulary));
+                self.draws.push(Draw { first_edit, edits, mask, ..draw(request) });
                 self.logits.push(LogitRow { sequence: index, sample, copy });
             }
         }
+    }
+
+    /// 1 + the place of the mask.
+    fn add_mask(&mut self, allowed: &TokenMask, vocabulary: u32) -> u32 {
+        let each = vocabulary.div_ceil(32) as usize;
+        let words = &allowed.words()[..allowed.words().len().min(each)];
+        self.masks.extend(words);
+        // What is beyond a mask's end is not in it.
+        self.masks.resize(self.masks.len().next_multiple_of(each), 0);
+        (self.masks.len() / each) as u32
     }
 
     fn count(&mut self) {

@@ -16,6 +16,8 @@ pub const LOGIT_ROWS: u32 = 256;
 
 /// Edits of logits that there is room for at first.
 const FIRST_EDITS: u64 = 4096;
+/// Words of masks that there is room for at first: 64 rows of a vocabulary of 131,072.
+const FIRST_MASK_WORDS: u64 = 1 << 18;
 
 /// Activations.
 pub struct Buffers {
@@ -38,6 +40,8 @@ pub struct Buffers {
     pub partial_sums: DevicePointer,
     /// How many parts of a row's context are there, for each key head.
     pub finished_parts: DevicePointer,
+    /// Which of the single rows' contexts are taken, where their attention runs beside that of chunks.
+    pub queue: DevicePointer,
     /// Rows whose logits are wanted, and the logits of [`LOGIT_ROWS`] of them.
     pub gathered: DevicePointer,
     pub logits: DevicePointer,
@@ -77,6 +81,7 @@ impl Buffers {
             parts * u64::from(spec.head_dim) * 4,
             parts * 8,
             rows * u64::from(spec.num_kv_heads) * 4,
+            8,
             logit_rows * hidden * 2,
             logit_rows * u64::from(spec.vocab_size) * 4,
             rows * 4,
@@ -105,6 +110,7 @@ impl Buffers {
             partial_out,
             partial_sums,
             finished_parts,
+            queue,
             gathered,
             logits,
             tokens,
@@ -125,6 +131,7 @@ impl Buffers {
             partial_out,
             partial_sums,
             finished_parts,
+            queue,
             gathered,
             logits,
             tokens,
@@ -155,12 +162,21 @@ struct Sections {
     logit_rows: u64,
     draws: u64,
     edits: u64,
+    masks: u64,
     blocks: u64,
     end: u64,
 }
 
+/// What is not bounded by the rows of a step: entries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lists {
+    edits: u64,
+    mask_words: u64,
+    blocks: u64,
+}
+
 impl Sections {
-    fn new(max_rows: u32, edits: u64, block_entries: u64) -> Self {
+    fn new(max_rows: u32, lists: Lists) -> Self {
         let rows = u64::from(max_rows);
         let mut next = size_of::<StepCounts>() as u64;
         let mut section = |count: u64, size: usize| {
@@ -175,18 +191,19 @@ impl Sections {
             decode: section(rows + u64::from(MAX_PARTIALS), size_of::<DecodeItem>()),
             logit_rows: section(rows, 4),
             draws: section(rows, size_of::<Draw>()),
-            edits: section(edits, size_of::<Edit>()),
-            blocks: section(block_entries, 4),
+            edits: section(lists.edits, size_of::<Edit>()),
+            masks: section(lists.mask_words, 4),
+            blocks: section(lists.blocks, 4),
             end: section(0, 1),
         }
     }
 
-    fn edit_entries(&self) -> u64 {
-        (self.blocks - self.edits) / size_of::<Edit>() as u64
-    }
-
-    fn block_entries(&self) -> u64 {
-        (self.end - self.blocks) / 4
+    fn lists(&self) -> Lists {
+        Lists {
+            edits: (self.masks - self.edits) / size_of::<Edit>() as u64,
+            mask_words: (self.blocks - self.masks) / 4,
+            blocks: (self.end - self.blocks) / 4,
+        }
     }
 }
 
@@ -201,6 +218,7 @@ pub struct PlanAddresses {
     pub logit_rows: DevicePointer,
     pub draws: DevicePointer,
     pub edits: DevicePointer,
+    pub masks: DevicePointer,
     pub blocks: DevicePointer,
 }
 
@@ -212,8 +230,9 @@ impl PlanMemory {
         depth: usize,
     ) -> Result<Self, CudaError> {
         // Sequences may share blocks, so that there may be more entries than blocks: then it grows.
-        let entries = u64::from(num_blocks) + u64::from(max_rows);
-        let sections = Sections::new(max_rows, FIRST_EDITS, entries);
+        let blocks = u64::from(num_blocks) + u64::from(max_rows);
+        let lists = Lists { edits: FIRST_EDITS, mask_words: FIRST_MASK_WORDS, blocks };
+        let sections = Sections::new(max_rows, lists);
         Self::with_sections(device, sections, depth)
     }
 
@@ -231,24 +250,29 @@ impl PlanMemory {
         })
     }
 
-    /// Makes room for a plan's edits and block table; true when all addresses have changed. Rare: waits for the
-    /// device.
+    /// Makes room for a plan's edits, masks and block table; true when all addresses have changed. Rare:
+    /// waits for the device.
     pub fn reserve(
         &mut self,
         stream: &Stream,
         plan: &StepPlan,
         max_rows: u32,
     ) -> Result<bool, CudaError> {
-        let (edits, blocks) = (plan.edits.len() as u64, plan.blocks.len() as u64);
-        let (most_edits, most_blocks) =
-            (self.sections.edit_entries(), self.sections.block_entries());
-        if edits <= most_edits && blocks <= most_blocks {
+        let have = self.sections.lists();
+        let grown = |needed: usize, have: u64| {
+            let needed = needed as u64;
+            if needed > have { needed * 2 } else { have }
+        };
+        let lists = Lists {
+            edits: grown(plan.edits.len(), have.edits),
+            mask_words: grown(plan.masks.len(), have.mask_words),
+            blocks: grown(plan.blocks.len(), have.blocks),
+        };
+        if lists == have {
             return Ok(false);
         }
         stream.synchronize()?;
-        let grown = |needed: u64, have: u64| if needed > have { needed * 2 } else { have };
-        let sections =
-            Sections::new(max_rows, grown(edits, most_edits), grown(blocks, most_blocks));
+        let sections = Sections::new(max_rows, lists);
         *self = Self::with_sections(&self.device, sections, self.staging.len())?;
         Ok(true)
     }
@@ -264,6 +288,7 @@ impl PlanMemory {
             logit_rows: first + self.sections.logit_rows,
             draws: first + self.sections.draws,
             edits: first + self.sections.edits,
+            masks: first + self.sections.masks,
             blocks: first + self.sections.blocks,
         }
     }
@@ -276,7 +301,7 @@ impl PlanMemory {
         index: usize,
     ) -> Result<(), CudaError> {
         let sections = self.sections;
-        let parts: [(u64, &[u8]); 9] = [
+        let parts: [(u64, &[u8]); 10] = [
             (0, bytemuck::bytes_of(&plan.counts)),
             (sections.rows, bytemuck::cast_slice(&plan.rows)),
             (sections.tiles, bytemuck::cast_slice(&plan.tiles)),
@@ -285,6 +310,7 @@ impl PlanMemory {
             (sections.logit_rows, bytemuck::cast_slice(&plan.logit_rows)),
             (sections.draws, bytemuck::cast_slice(&plan.draws)),
             (sections.edits, bytemuck::cast_slice(&plan.edits)),
+            (sections.masks, bytemuck::cast_slice(&plan.masks)),
             (sections.blocks, bytemuck::cast_slice(&plan.blocks)),
         ];
         let staging = self.staging[index].as_mut_slice();

@@ -27,7 +27,14 @@ pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckErro
     for rows in [1, 32, 128] {
         run(lab, &format!("{rows} decode rows x 576"), &vec![decode(575); rows], report)?;
     }
-    run(lab, "prefill 512", &[chunk(0, 512)], report)
+    run(lab, "prefill 512", &[chunk(0, 512)], report)?;
+    for rows in [32, 128] {
+        let mut parts = vec![decode(575); rows];
+        parts.push(chunk(384, 128));
+        parts.push(chunk(0, 384));
+        run(lab, &format!("{rows} decode rows x 576 + prefill 128 + 384"), &parts, report)?;
+    }
+    Ok(())
 }
 
 fn run(
@@ -74,6 +81,7 @@ fn run(
         partial_out: b.partial_out,
         partial_sums: b.partial_sums,
         finished: b.finished_parts,
+        queue: if plan.counts.attention_items > 0 { b.queue } else { 0 },
         heads: spec.num_heads,
         kv_heads: spec.num_kv_heads,
         layer: 0,
@@ -88,9 +96,12 @@ fn run(
             unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &attention) }?;
         }
         if singles > 0 {
-            let blocks = lab.kernels.blocks(singles * spec.num_kv_heads, 16);
+            // Beside the chunks' attention, if there is one.
+            let (start, each) =
+                if chunks > 0 { (Start::Early, 4) } else { (Start::Afterwards, 16) };
+            let blocks = lab.kernels.blocks(singles * spec.num_kv_heads, each);
             // SAFETY: as above.
-            unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &decode) }?;
+            unsafe { lab.kernels.launch(&lab.stream, start, blocks, &decode) }?;
         }
         Ok(())
     };

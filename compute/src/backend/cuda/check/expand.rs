@@ -6,7 +6,7 @@ use super::lab::{Lab, Random, relative_error, to_f32};
 use super::lora::PlannedStep;
 use crate::backend::cuda::device::DeviceMemory;
 use crate::backend::cuda::error::CudaError;
-use crate::backend::cuda::kernels::{Residual, RopeKv, Scales, SiluMul, Start};
+use crate::backend::cuda::kernels::{Ahead, Residual, RopeKv, Scales, SiluMul, Start};
 use crate::backend::cuda::layout::{Group, Z_STRIDE};
 use crate::backend::cuda::weights::DeviceWeights;
 use half::bf16;
@@ -90,6 +90,7 @@ impl<'a> Consumer<'a> {
                     out: b.activation,
                     width,
                     layer: 0,
+                    ahead: Ahead::default(),
                 };
                 let blocks = lab.kernels.blocks((tiles * width / 64).div_ceil(4), 4);
                 // SAFETY: addresses are of the lab's buffers, made for more rows.

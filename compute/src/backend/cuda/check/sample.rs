@@ -5,7 +5,8 @@ use super::{CheckError, Outcome};
 use crate::backend::SampleRequest;
 use crate::backend::cuda::kernels::{Sample, Start};
 use crate::backend::cuda::layout::TOP_LOGPROBS;
-use crate::sampling::{LogitEdit, Sampler, SamplingParams, log_probs};
+use crate::sampling::{LogitEdit, Sampler, SamplingParams, TokenMask, log_probs};
+use std::sync::Arc;
 
 pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
     let plain = SamplingParams::default();
@@ -17,12 +18,42 @@ pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckErro
         ("min-p", SamplingParams { min_p: 0.1, ..plain.clone() }),
         ("all", SamplingParams { temperature: 1.3, top_k: 500, top_p: 0.8, min_p: 0.02, seed: 0 }),
     ];
-    for (name, params) in kinds {
-        run(lab, name, &params, 0, report)?;
+    for (name, params) in &kinds {
+        run(lab, name, params, Changes::default(), report)?;
     }
-    let edited = SamplingParams { temperature: 0.9, ..plain.clone() };
-    run(lab, "edited", &edited, 300, report)?;
-    run(lab, "edited, top-p", &SamplingParams { top_p: 0.9, ..plain }, 300, report)
+    let edited = Changes { edits: 300, ..Changes::default() };
+    run(lab, "edited", &SamplingParams { temperature: 0.9, ..plain.clone() }, edited, report)?;
+    run(lab, "edited, top-p", &SamplingParams { top_p: 0.9, ..plain.clone() }, edited, report)?;
+    for allowed in [1, 40, 20_000] {
+        for (name, params) in &kinds {
+            let changes = Changes { edits: 30, allowed };
+            run(lab, &format!("{allowed} allowed, {name}"), params, changes, report)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is done to a row's logits before the draw.
+#[derive(Clone, Copy, Default)]
+struct Changes {
+    edits: u64,
+    /// Tokens that may be drawn, about; 0: all. Every third row stays unmasked.
+    allowed: u64,
+}
+
+impl Changes {
+    /// Ends before the vocabulary does, so that the last tokens are not in it.
+    fn mask(self, row: u32, vocabulary: u64, random: &mut Random) -> Option<Arc<TokenMask>> {
+        if self.allowed == 0 || row % 3 == 2 {
+            return None;
+        }
+        let mut words = vec![0u32; vocabulary as usize / 32 - 10];
+        for _ in 0..self.allowed {
+            let token = random.below(words.len() as u64 * 32);
+            words[token as usize / 32] |= 1 << (token % 32);
+        }
+        Some(Arc::new(TokenMask::new(words)))
+    }
 }
 
 /// 64 rows. The error is the share of rows with another token, or the largest distance of a log
@@ -31,7 +62,7 @@ fn run(
     lab: &Lab,
     name: &str,
     params: &SamplingParams,
-    edits: u64,
+    changes: Changes,
     report: &mut dyn FnMut(Outcome),
 ) -> Result<(), CheckError> {
     const ROWS: usize = 64;
@@ -42,15 +73,16 @@ fn run(
     for (index, sequence) in (0..).zip(&mut batch.sequences) {
         let params = SamplingParams { seed: random.bits(), ..params.clone() };
         let logprobs = Some(if index % 2 == 0 { 5 } else { 0 });
-        let step = u64::from(lab.spec.vocab_size) / edits.max(1);
+        let step = u64::from(lab.spec.vocab_size) / changes.edits.max(1);
         let edit = |i: u64| LogitEdit {
             token: (i * step + random.below(step)) as u32,
             divisor: 1.0 + random.float(0.3).abs(),
             add: if i.is_multiple_of(7) { f32::NEG_INFINITY } else { random.float(6.0) },
         };
-        let edits = (0..edits).map(edit).collect();
+        let edits = (0..changes.edits).map(edit).collect();
+        let allowed = changes.mask(index, vocabulary as u64, &mut random);
         sequence.sample =
-            Some(SampleRequest { params, output_index: index, edits, allowed: None, logprobs });
+            Some(SampleRequest { params, output_index: index, edits, allowed, logprobs });
     }
     // A few coarse values, so that there are ties, on top of what falls off as in a language model.
     let logits: Vec<f32> = (0..ROWS * vocabulary)
@@ -66,6 +98,7 @@ fn run(
         step: memory.addresses().counts,
         draws: memory.addresses().draws,
         edits: memory.addresses().edits,
+        masks: memory.addresses().masks,
         logits: b.logits,
         vocabulary: vocabulary as u32,
         first: 0,
@@ -90,9 +123,11 @@ fn run(
     for (row, draw) in plan.draws.iter().enumerate() {
         let logits = &logits[row * vocabulary..][..vocabulary];
         let params = SamplingParams { seed: draw.seed, ..params.clone() };
-        let edits = batch.sequences[row].sample.iter().flat_map(|s| s.edits.clone());
-        let edits: Vec<LogitEdit> = edits.collect();
-        let expected = sampler.draw_edited(logits, &edits, None, &params, draw.output_index);
+        let Some(SampleRequest { edits, allowed, .. }) = &batch.sequences[row].sample else {
+            continue;
+        };
+        let allowed = allowed.as_deref();
+        let expected = sampler.draw_edited(logits, edits, allowed, &params, draw.output_index);
         others += usize::from(tokens[row] != expected);
         let (logprob, likeliest) = log_probs(logits, tokens[row], draw.logprobs as u8);
         distance = distance.max(f64::from((logprob - logprobs[row]).abs()));

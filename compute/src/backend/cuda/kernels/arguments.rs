@@ -14,6 +14,18 @@ pub struct Scales {
     pub outputs: DevicePointer,
 }
 
+/// The first bytes of each row of weights, to be brought to the L2 cache before they are read.
+/// `bytes`: a multiple of 16; 0: nothing.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ahead {
+    pub weights: DevicePointer,
+    pub rows: u32,
+    pub row_bytes: u32,
+    pub bytes: u32,
+    pub unused: u32,
+}
+
 macro_rules! kernel {
     ($(#[$meta:meta])* $name:ident, $threads:literal, { $($field:ident: $type:ty),* $(,)? }) => {
         $(#[$meta])*
@@ -65,6 +77,7 @@ kernel!(
     x_scales: DevicePointer,
     width: u32,
     eps: f32,
+    ahead: Ahead,
 });
 
 kernel!(
@@ -117,7 +130,8 @@ kernel!(
 });
 
 kernel!(
-    /// `scale` as for [`Attention`].
+    /// `scale` as for [`Attention`]. `queue` of 0: it reads what the kernel just before it wrote.
+    /// Otherwise that kernel is [`Attention`], and both run side by side.
     AttentionDecode, 128, {
     step: DevicePointer,
     items: DevicePointer,
@@ -128,6 +142,7 @@ kernel!(
     partial_out: DevicePointer,
     partial_sums: DevicePointer,
     finished: DevicePointer,
+    queue: DevicePointer,
     heads: u32,
     kv_heads: u32,
     layer: u32,
@@ -136,7 +151,8 @@ kernel!(
 });
 
 kernel!(
-    /// At most [`FEW_ROWS`](super::FEW_ROWS) rows; one thread block for 16 outputs.
+    /// At most [`FEW_ROWS`](super::FEW_ROWS) rows; one thread block for 16 outputs. Of the first ones,
+    /// `ahead` bytes of each row of weights are fetched before the kernel before has ended.
     FewRowsBf16, 256, {
     weights: DevicePointer,
     x: DevicePointer,
@@ -144,6 +160,7 @@ kernel!(
     outputs: u32,
     inputs: u32,
     rows: u32,
+    ahead: u32,
 });
 
 kernel!(
@@ -155,6 +172,7 @@ kernel!(
     outputs: u32,
     inputs: u32,
     rows: u32,
+    ahead: u32,
 });
 
 kernel!(
@@ -178,6 +196,7 @@ kernel!(SiluMul, 128, {
     out: DevicePointer,
     width: u32,
     layer: u32,
+    ahead: Ahead,
 });
 
 kernel!(Residual, 128, {
@@ -197,6 +216,7 @@ kernel!(Sample, 1024, {
     step: DevicePointer,
     draws: DevicePointer,
     edits: DevicePointer,
+    masks: DevicePointer,
     logits: DevicePointer,
     vocabulary: u32,
     first: u32,

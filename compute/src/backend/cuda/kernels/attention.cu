@@ -51,19 +51,23 @@ __device__ __forceinline__ void copy16(void* to, const void* from, bool exists) 
 // Starts to copy the tokens from `first` on. `layer_kv` is the layer's part of block 0.
 __device__ __forceinline__ void fetch(
     Stage& stage, const u32* blocks, const u16* layer_kv, u64 block_size, u64 page, u32 first, u32 end) {
-#pragma unroll 1
+    // The first of the two blocks exists.
+    const bool has_second = first + BLOCK_TOKENS < end;
+    const u32 block = first / BLOCK_TOKENS;
+    const u16* const from[2] = {
+        layer_kv + blocks[block] * block_size, layer_kv + (has_second ? blocks[block + 1] : 0) * block_size};
+#pragma unroll
     for (u32 i = threadIdx.x; i < STRIDE * HEAD_DIM / 8; i += WARPS * 32) {
         const u32 token = i / (HEAD_DIM / 8), part = i % (HEAD_DIM / 8) * 8;
-        const u32 block = first / BLOCK_TOKENS + token / BLOCK_TOKENS;
-        const bool exists = block * BLOCK_TOKENS < end;
-        const u16* from = layer_kv + (exists ? blocks[block] : 0) * block_size;
-        copy16(&stage.keys[token][part], from + token % BLOCK_TOKENS * HEAD_DIM + part, exists);
+        const bool second = token >= BLOCK_TOKENS;
+        copy16(
+            &stage.keys[token][part], (second ? from[1] : from[0]) + token % BLOCK_TOKENS * HEAD_DIM + part,
+            !second || has_second);
         // The same number of pieces: of dimension d, the 8 tokens from 8 (i % 4) on.
         const u32 d = i / 4, piece = i % 4;
-        const u32 value_block = first / BLOCK_TOKENS + piece / 2;
-        const bool has_values = value_block * BLOCK_TOKENS < end;
-        const u16* values = layer_kv + (has_values ? blocks[value_block] : 0) * block_size + page;
-        copy16(&stage.values[d][8 * piece], values + d * BLOCK_TOKENS + piece % 2 * 8, has_values);
+        const u16* values = (piece >= 2 ? from[1] : from[0]) + page;
+        copy16(
+            &stage.values[d][8 * piece], values + d * BLOCK_TOKENS + piece % 2 * 8, piece < 2 || has_second);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
 }

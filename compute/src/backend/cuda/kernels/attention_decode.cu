@@ -2,6 +2,10 @@
 // et al., 2023). Keys are the rows of the matrix instruction, and the query heads that share a key
 // head its columns: up to 8 heads waste nothing of it. The last part of a row to finish joins all
 // parts, in their order, so that the result does not depend on timing.
+//
+// Beside chunks of prompts it starts as soon as their attention has its thread blocks in place: that
+// waits for its own instructions most of the time, this for memory. Its blocks then come one by one,
+// where room gets free, and take items from a queue.
 
 #define WARPS 4
 #define KEY_CHUNKS (HEAD_DIM / 32)
@@ -19,6 +23,11 @@ struct DecodeItem {
     u32 first_partial; // the place of the row's first part
     u32 partials;      // 1: this is the whole
     u32 counter;       // counts the row's finished parts
+};
+
+// Items that thread blocks have taken, and thread blocks that are done; both 0 between launches.
+struct Queue {
+    u32 taken, done;
 };
 
 struct Accumulator {
@@ -107,17 +116,36 @@ __device__ __forceinline__ void attend(
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
     const Step* step, const DecodeItem* items, const u32* block_table, const u16* queries,
-    const u16* kv, u16* out, float* partial_out, float2* partial_sums, u32* finished, u32 heads,
+    const u16* kv, u16* out, float* partial_out, float2* partial_sums, u32* finished, Queue* queue, u32 heads,
     u32 kv_heads, u32 layer, u32 layers, float scale) {
     __shared__ float shared_out[WARPS][HEADS][HEAD_DIM];
     __shared__ float2 shared_sums[WARPS][HEADS];
     __shared__ bool is_last;
+    __shared__ u32 taken;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     const u32 group = heads / kv_heads;
     const u64 page = (u64)kv_heads * BLOCK_TOKENS * HEAD_DIM;
-    wait_for_previous();
+    const bool beside_chunks = queue != nullptr;
+    u32 index = blockIdx.x;
+    if (beside_chunks) {
+        // The kernel before let this one start after it had itself waited for those that it reads
+        // from as this one does. It has not ended: that is waited for below.
+        __threadfence();
+        if (threadIdx.x == 0) {
+            taken = atomicAdd(&queue->taken, 1);
+        }
+        __syncthreads();
+        index = taken;
+    } else {
+        wait_for_previous();
+    }
     let_next_start();
-    for (u32 index = blockIdx.x; index < step->decode_items * kv_heads; index += gridDim.x) {
+    const u32 items_in_all = step->decode_items * kv_heads;
+    while (index < items_in_all) {
+        u32 next = index + gridDim.x;
+        if (beside_chunks && threadIdx.x == 0) {
+            next = atomicAdd(&queue->taken, 1);
+        }
         const DecodeItem item = items[index / kv_heads];
         const u32 kv_head = index % kv_heads, first_head = kv_head * group;
         uint4 query[KEY_CHUNKS];
@@ -171,23 +199,19 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
                 }
             }
         }
-        if (item.partials == 1) {
-            __syncthreads();
-            continue;
-        }
-        __threadfence();
-        __syncthreads();
         u32* counter = finished + item.counter * kv_heads + kv_head;
-        if (threadIdx.x == 0) {
-            is_last = atomicAdd(counter, 1) == item.partials - 1;
+        if (item.partials > 1) {
+            __threadfence();
+            __syncthreads();
+            if (threadIdx.x == 0) {
+                is_last = atomicAdd(counter, 1) == item.partials - 1;
+            }
+            __syncthreads();
+            __threadfence();
         }
-        __syncthreads();
-        if (!is_last) {
-            continue;
-        }
-        __threadfence();
+        const bool joins = item.partials > 1 && is_last;
 #pragma unroll 1
-        for (u32 element = threadIdx.x; element < group * HEAD_DIM; element += WARPS * 32) {
+        for (u32 element = threadIdx.x; joins && element < group * HEAD_DIM; element += WARPS * 32) {
             const u32 d = element % HEAD_DIM, head = first_head + element / HEAD_DIM;
             float max = NOTHING, sum = 0.0f, value = 0.0f;
 #pragma unroll 8
@@ -204,7 +228,18 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
             out[((u64)item.row * heads + head) * HEAD_DIM + d] = to_bf16(value / sum);
         }
         if (threadIdx.x == 0) {
-            *counter = 0;
+            if (joins) {
+                *counter = 0;
+            }
+            taken = next;
         }
+        __syncthreads();
+        index = beside_chunks ? taken : next;
+    }
+    if (beside_chunks) {
+        if (threadIdx.x == 0 && atomicAdd(&queue->done, 1) == gridDim.x - 1) {
+            queue->taken = queue->done = 0;
+        }
+        wait_for_previous();
     }
 }

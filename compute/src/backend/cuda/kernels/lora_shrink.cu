@@ -1,6 +1,7 @@
 // z[row] = A x[row] for the linears of a group that read the same x.
 //
-// A cluster of thread blocks takes a tile of rows; each block sums a slice of the inputs, and the
+// A cluster of thread blocks takes a tile of rows, or where there are more clusters than tiles, some
+// of the ranks of one; each block sums a slice of the inputs, and the
 // blocks then read each other's shared memory and add the slices, always in the same order, so that
 // the result does not depend on timing. The first of A is on its way before the kernel before, which
 // writes x, has ended.
@@ -9,6 +10,8 @@
 // Tiles of 8 ranks summed at a time, at most.
 #define RANK_TILES 6
 #define RANKS (RANK_TILES * 8)
+// Clusters that share a tile, at most.
+#define PARTS 4
 // Pieces of A that a lane has under way.
 #define PIECES 12
 
@@ -97,19 +100,23 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) lora_shrink(
     // Whole steps of all warps.
     const u32 length = (inputs + blocks * WARPS * 32 - 1) / (blocks * WARPS * 32) * (WARPS * 32);
     const u32 start = rank_in_cluster * length, end = min(start + length, inputs);
+    const u32 clusters = gridDim.x / blocks, adapted = step->tiles - step->first_adapted_tile;
+    const u32 parts = min(max(clusters / max(adapted, 1u), 1u), (u32)PARTS);
+    // Ranks of a turn: RANKS shared out, in whole tiles.
+    const u32 turn_ranks = (RANKS / 8 + parts - 1) / parts * 8;
     bool is_first = true;
     let_next_start();
-    for (u32 index = step->first_adapted_tile + blockIdx.x / blocks; index < step->tiles; index += gridDim.x / blocks) {
-        const Tile tile = tiles[index];
+    for (u32 index = blockIdx.x / blocks; index < adapted * parts; index += clusters) {
+        const Tile tile = tiles[step->first_adapted_tile + index / parts];
         const AdapterLayer* adapter = (const AdapterLayer*)tile.adapter + layer;
         const u32 ranks = adapter->groups[group].ranks;
         const u16* a = (const u16*)(tile.adapter + adapter->groups[group].a) + (u64)g * inputs;
         const u16* upper_x = x + (u64)(tile.first_row + g) * inputs;
         const u16* lower_x = upper_x + (u64)8 * inputs;
 #pragma unroll 1
-        for (u32 first = 0; first < ranks; first += RANKS) {
+        for (u32 first = index % parts * turn_ranks; first < ranks; first += parts * turn_ranks) {
             const Slice slice = {
-                a + (u64)first * inputs, ranks - first, inputs, start, end,
+                a + (u64)first * inputs, min(ranks - first, turn_ranks), inputs, start, end,
                 g < tile.rows ? upper_x : nullptr, g + 8 < tile.rows ? lower_x : nullptr};
             float acc[RANK_TILES][4] = {};
             if (slice.ranks <= 16) {
@@ -153,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) lora_shrink(
                     const u32 at = before + (exists ? rank : 0);
                     // The turn that has a module's last rank also writes its zeros.
                     const u32 turn = exists ? at : before + module.rank - 1;
-                    if (turn < first || turn >= first + RANKS) {
+                    if (turn < first || turn >= first + turn_ranks) {
                         continue;
                     }
                     float sum = 0.0f;

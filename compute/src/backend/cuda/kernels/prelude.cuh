@@ -112,15 +112,35 @@ __device__ __forceinline__ float power_of_two(float v) {
     return p;
 }
 
-struct Range {
-    u32 start, end;
+// Warps of the thread blocks that expand adapters.
+#define EXPAND_WARPS 4
+
+// This warp's items of a work of `tiles x columns`, all neighbours. The warps of a thread block have
+// neighbouring tiles and the same column: where the tiles are of one adapter, its weights come out
+// of the L1 cache for all but one.
+struct Share {
+    u32 tiles, columns;
+    u32 next, end;
+    u32 tile, column;
+
+    __device__ __forceinline__ bool take() {
+        if (next >= end) {
+            return false;
+        }
+        const u32 group = next / (EXPAND_WARPS * columns), rest = next % (EXPAND_WARPS * columns);
+        const u32 width = min((u32)EXPAND_WARPS, tiles - EXPAND_WARPS * group);
+        tile = EXPAND_WARPS * group + rest % width;
+        column = rest / width;
+        next += EXPAND_WARPS;
+        return true;
+    }
 };
 
-// This warp's share of the items, all neighbours: they are mostly of one tile, whose descriptions
-// then come out of the L1 cache.
-__device__ __forceinline__ Range warp_share(u32 items) {
-    const u32 warps = gridDim.x * blockDim.x / 32, warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    return {(u32)((u64)warp * items / warps), (u32)((u64)(warp + 1) * items / warps)};
+__device__ __forceinline__ Share share_of(u32 tiles, u32 columns) {
+    const u32 items = tiles * columns, turns = (items + EXPAND_WARPS - 1) / EXPAND_WARPS;
+    const u32 start = (u64)blockIdx.x * turns / gridDim.x * EXPAND_WARPS;
+    const u32 end = (u64)(blockIdx.x + 1) * turns / gridDim.x * EXPAND_WARPS;
+    return {tiles, columns, start + threadIdx.x / 32, min(end, items)};
 }
 
 __device__ __forceinline__ const AdapterModule* module_of(const Tile& tile, int layer, int linear) {
@@ -138,6 +158,29 @@ __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontr
 
 // The next kernel's thread blocks may take their places.
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+// What of the next product's weights is brought to the L2 cache while memory is idle: the first
+// bytes of each row, which its thread blocks all read first.
+struct Ahead {
+    const char* weights;
+    u32 rows, row_bytes;
+    u32 bytes; // a multiple of 16; 0: nothing
+    u32 unused;
+};
+
+__device__ __forceinline__ void prefetch(const char* from, u32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
+// All thread blocks together. Depends on nothing: comes before the kernel before has ended.
+__device__ __forceinline__ void fetch_ahead(const Ahead& ahead) {
+    if (ahead.bytes == 0) {
+        return;
+    }
+    for (u32 r = blockIdx.x * blockDim.x + threadIdx.x; r < ahead.rows; r += gridDim.x * blockDim.x) {
+        prefetch(ahead.weights + (u64)r * ahead.row_bytes, ahead.bytes);
+    }
+}
 
 // 4 values at any address, of which only the first `valid` exist; the others are 0.
 __device__ __forceinline__ uint2 load4(const u16* p, int valid) {

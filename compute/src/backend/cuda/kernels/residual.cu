@@ -1,19 +1,16 @@
 // hidden += y, with the adapters added first. For steps without adapters the norm does this itself.
 
-#define WARPS 4
 #define COLUMNS 64
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) residual(
+extern "C" __global__ void __launch_bounds__(EXPAND_WARPS * 32, 4) residual(
     const Step* step, const Tile* tiles, const u16* y, const u16* z, u32 z_stride, Scales scales,
     float* hidden, u32 width, u32 layer, u32 linear) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     wait_for_previous();
     let_next_start();
-    const u32 columns = width / COLUMNS;
-    const Range range = warp_share(step->tiles * columns);
-    for (u32 item = range.start; item < range.end; ++item) {
-        const Tile tile = tiles[item / columns];
-        const u32 column = item % columns * COLUMNS, own = column + 8 * g;
+    for (Share share = share_of(step->tiles, width / COLUMNS); share.take();) {
+        const Tile tile = tiles[share.tile];
+        const u32 column = share.column * COLUMNS, own = column + 8 * g;
         const AdapterModule* module = module_of(tile, layer, linear);
 #pragma unroll 1
         for (u32 first = 0; first < tile.rows; first += 8) {

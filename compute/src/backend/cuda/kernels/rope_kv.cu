@@ -4,7 +4,6 @@
 // KV: [block][layer][key, value][kv head]; a key as [token][HEAD_DIM], a value transposed as
 // [HEAD_DIM][token], so that the attention reads both in contiguous pieces.
 
-#define WARPS 4
 #define COLUMNS 64
 #define PARTS (HEAD_DIM / COLUMNS)
 
@@ -32,7 +31,7 @@ __device__ __forceinline__ void rotate(float (&values)[PARTS][8], const float* c
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) rope_kv(
+extern "C" __global__ void __launch_bounds__(EXPAND_WARPS * 32, 4) rope_kv(
     const Step* step, const Row* rows, const Tile* tiles, const u16* y, const u16* z, u32 z_stride,
     Scales scales, const float* cosines, const float* sines, u16* queries, u16* kv, u32 heads,
     u32 kv_heads, u32 layer, u32 layers) {
@@ -40,10 +39,9 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) rope_kv(
     wait_for_previous();
     let_next_start();
     const u32 all_heads = heads + 2 * kv_heads;
-    const Range range = warp_share(step->tiles * all_heads);
-    for (u32 item = range.start; item < range.end; ++item) {
-        const Tile tile = tiles[item / all_heads];
-        const u32 head = item % all_heads;
+    for (Share share = share_of(step->tiles, all_heads); share.take();) {
+        const Tile tile = tiles[share.tile];
+        const u32 head = share.column;
         const u32 linear = head < heads ? 0 : head < heads + kv_heads ? 1 : 2;
         const u32 own = head - (linear == 0 ? 0 : linear == 1 ? heads : heads + kv_heads);
         const AdapterModule* module = module_of(tile, layer, linear);

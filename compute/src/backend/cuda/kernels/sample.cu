@@ -2,13 +2,19 @@
 //
 // A weight is exp((logit - max) / temperature) in fixed point, so that sums do not depend on the
 // order in which threads add. Top-k, top-p and min-p each keep a prefix of the tokens in falling
-// order: the shortest of the three is a mass, and the draw a place inside it.
+// order: the shortest of the three is a mass, and the draw a place inside it. Nothing is sorted: a
+// place is found by counting tokens into bins, coarse ones for all, then finer ones inside a bin.
 
 #define THREADS 1024
 #define WARPS (THREADS / 32)
 #define UNIT (1ull << 40)
+#define BINS THREADS
+#define BIN_BITS 10
+// A token this many temperatures below the likeliest has no weight: 2^40 e^-28 < 1.
+#define WEIGHTLESS 28.0f
 #define TOP_LOGPROBS 20
 #define NO_LOGPROBS 0xffffffffu
+#define IMPOSSIBLE __int_as_float(0xff800000)
 
 struct Draw {
     u64 seed;
@@ -20,7 +26,7 @@ struct Draw {
     u32 logprobs; // how many of the likeliest; NO_LOGPROBS: none at all
     u32 wanted;   // 0: this row's logits are only copied
     u32 first_edit, edits;
-    u32 unused;
+    u32 mask; // 0: any token may be drawn; else 1 + the place of the row's mask
 };
 
 // A logit's change before the draw.
@@ -33,6 +39,7 @@ struct Edit {
 
 struct Logits {
     const float* values;
+    const u32* allowed; // a bit for each token; null: all
     u32 count;
     float max;
     float temperature;
@@ -40,8 +47,15 @@ struct Logits {
 
 enum Measure { COUNT, MASS };
 
-__shared__ u64 warp_sums[8][WARPS];
-__shared__ u64 broadcast[2];
+// Tokens by their logits, the largest first.
+struct Bins {
+    u32 counts[BINS];
+    u32 low[BINS], high[BINS]; // halves of the mass
+};
+
+__shared__ Bins coarse, fine;
+__shared__ u64 warp_sums[WARPS];
+__shared__ u64 broadcast[3];
 
 // Falling order of logits as rising order of integers; 0 for NaN.
 __device__ __forceinline__ u32 key_of(float logit) {
@@ -54,6 +68,11 @@ __device__ __forceinline__ u32 key_of(float logit) {
 
 __device__ __forceinline__ float logit_of(u32 key) {
     return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
+}
+
+__device__ __forceinline__ float logit_at(const Logits& logits, u32 id) {
+    const bool may_be_drawn = logits.allowed == nullptr || logits.allowed[id / 32] >> id % 32 & 1;
+    return may_be_drawn ? logits.values[id] : IMPOSSIBLE;
 }
 
 __device__ __forceinline__ u64 mass_of(const Logits& logits, float logit) {
@@ -75,21 +94,33 @@ __device__ __forceinline__ u64 warp_sum(u64 v) {
     return v;
 }
 
-// Sums each of N values over the block.
-template <int N> __device__ void block_sums(u64 (&values)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-        const u64 sum = warp_sum(values[i]);
-        if (threadIdx.x % 32 == 0) {
-            warp_sums[i][threadIdx.x / 32] = sum;
-        }
+// Over the block.
+__device__ __noinline__ u64 block_sum(u64 v) {
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) {
+        warp_sums[threadIdx.x / 32] = v;
     }
     __syncthreads();
+    v = warp_sum(warp_sums[threadIdx.x % 32]);
+    __syncthreads();
+    return v;
+}
+
+// Over this thread and those before it.
+__device__ __noinline__ u64 block_prefix(u64 v) {
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        values[i] = warp_sum(warp_sums[i][threadIdx.x % 32]);
+    for (int offset = 1; offset < 32; offset *= 2) {
+        const u64 other = __shfl_up_sync(0xffffffffu, v, offset);
+        v += lane >= offset ? other : 0;
+    }
+    if (lane == 31) {
+        warp_sums[warp] = v;
     }
     __syncthreads();
+    v += warp_sum(lane < warp ? warp_sums[lane] : 0);
+    __syncthreads();
+    return v;
 }
 
 __device__ __noinline__ u64 block_max(u64 v) {
@@ -98,10 +129,10 @@ __device__ __noinline__ u64 block_max(u64 v) {
         v = max(v, __shfl_xor_sync(0xffffffffu, v, offset));
     }
     if (threadIdx.x % 32 == 0) {
-        warp_sums[0][threadIdx.x / 32] = v;
+        warp_sums[threadIdx.x / 32] = v;
     }
     __syncthreads();
-    v = warp_sums[0][threadIdx.x % 32];
+    v = warp_sums[threadIdx.x % 32];
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
         v = max(v, __shfl_xor_sync(0xffffffffu, v, offset));
@@ -110,104 +141,181 @@ __device__ __noinline__ u64 block_max(u64 v) {
     return v;
 }
 
-// Sum of the measure over logits of at least `least`.
-__device__ __noinline__ u64 total(const Logits& logits, Measure measure, u32 least) {
-    u64 sum[1] = {0};
+// Mass of the logits of at least `least`.
+__device__ __noinline__ u64 total_mass(const Logits& logits, u32 least) {
+    u64 sum = 0;
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < logits.count; i += THREADS) {
-        const u32 key = key_of(logits.values[i]);
+    for (u32 id = threadIdx.x; id < logits.count; id += THREADS) {
+        const float logit = logit_at(logits, id);
+        const u32 key = key_of(logit);
         if (key != 0 && key >= least) {
-            sum[0] += measure_of(logits, logits.values[i], measure);
+            sum += mass_of(logits, logit);
         }
     }
-    block_sums<1>(sum);
-    return sum[0];
+    return block_sum(sum);
 }
 
-// Largest key such that the logits from it up measure more than `target`. Three bits of the key at
-// a time, from the highest.
-__device__ __noinline__ u32 select(const Logits& logits, Measure measure, u64 target) {
-    u32 found = 0;
-    for (int bits = 32; bits > 0; bits -= 3) {
-        const int shift = max(bits - 3, 0);
-        const u32 choices = bits >= 3 ? 8 : 1u << bits;
-        u64 sums[7] = {};
-#pragma unroll 4
-        for (u32 i = threadIdx.x; i < logits.count; i += THREADS) {
-            const u32 key = key_of(logits.values[i]);
-            if (key == 0 || key < found) {
-                continue;
-            }
-            const u64 v = measure_of(logits, logits.values[i], measure);
-            const u32 above = (key - found) >> shift;
-#pragma unroll
-            for (u32 c = 1; c < 8; ++c) {
-                sums[c - 1] += above >= c ? v : 0;
-            }
-        }
-        block_sums<7>(sums);
-        u32 choice = 0;
-#pragma unroll
-        for (u32 c = 1; c < 8; ++c) {
-            choice = c < choices && sums[c - 1] > target ? c : choice;
-        }
-        found += choice << shift;
+__device__ __forceinline__ void clear(Bins& bins) {
+    bins.counts[threadIdx.x] = bins.low[threadIdx.x] = bins.high[threadIdx.x] = 0;
+    __syncthreads();
+}
+
+__device__ __forceinline__ void add(Bins& bins, u32 bin, u64 mass) {
+    atomicAdd(&bins.counts[bin], 1);
+    const u32 low = (u32)mass, before = atomicAdd(&bins.low[bin], low);
+    const u32 high = (u32)(mass >> 32) + (before + low < low);
+    if (high > 0) {
+        atomicAdd(&bins.high[bin], high);
     }
-    return found;
+}
+
+// The mass of this thread's bin.
+__device__ __forceinline__ u64 own_mass(const Bins& bins) {
+    return (u64)bins.high[threadIdx.x] << 32 | bins.low[threadIdx.x];
+}
+
+// Bins of equal width, the last one for whatever has no weight. Falls, or stays, when a logit rises.
+__device__ __forceinline__ u32 coarse_bin(const Logits& logits, float logit) {
+    if (logit == logits.max) {
+        return 0;
+    }
+    const float bin = (logits.max - logit) / logits.temperature * ((BINS - 1) / WEIGHTLESS);
+    return bin < BINS - 1 ? (u32)bin : BINS - 1;
+}
+
+// Counts every token; gives the mass of all.
+__device__ __noinline__ u64 fill_coarse(const Logits& logits) {
+    clear(coarse);
+#pragma unroll 4
+    for (u32 id = threadIdx.x; id < logits.count; id += THREADS) {
+        const float logit = logit_at(logits, id);
+        const u32 bin = coarse_bin(logits, logit);
+        // Those of the last bin, most of all where nothing but a few tokens is allowed, would queue for it.
+        if (key_of(logit) != 0 && bin < BINS - 1) {
+            add(coarse, bin, mass_of(logits, logit));
+        }
+    }
+    __syncthreads();
+    return block_sum(own_mass(coarse));
+}
+
+// Smallest key whose logit lies in one of the bins up to this one. All lanes search together.
+__device__ __forceinline__ u32 first_key(const Logits& logits, u32 bin) {
+    u32 low = key_of(IMPOSSIBLE), high = key_of(logits.max);
+    while (low < high) {
+        const u32 step = (high - low) / 32 + 1;
+        const u32 key = low + min((u64)(threadIdx.x % 32) * step, (u64)(high - low));
+        const u32 reached = __ballot_sync(0xffffffffu, coarse_bin(logits, logit_of(key)) <= bin);
+        if (reached == 0) {
+            low = min((u64)low + 31ull * step + 1, (u64)high);
+            continue;
+        }
+        const u32 lane = __ffs(reached) - 1;
+        high = low + min((u64)lane * step, (u64)(high - low));
+        low = lane == 0 ? high : low + (lane - 1) * step + 1;
+    }
+    return high;
+}
+
+// A place in the falling order of the logits.
+struct Place {
+    u32 key;         // of the logit that stands there; 0: one without weight, or none
+    u64 count, mass; // of the logits above it
+};
+
+// Moves the place behind the bins that measure, all together, `target` or less. False: all do.
+__device__ __noinline__ bool advance(Place& place, u32& bin, const Bins& bins, Measure measure, u64 target) {
+    const u64 count = bins.counts[threadIdx.x], mass = own_mass(bins);
+    if (threadIdx.x == 0) {
+        broadcast[0] = BINS;
+    }
+    const u64 counts = place.count + block_prefix(count), masses = place.mass + block_prefix(mass);
+    const u64 upto = measure == COUNT ? counts : masses;
+    if (upto - (measure == COUNT ? count : mass) <= target && target < upto) {
+        broadcast[0] = threadIdx.x;
+        broadcast[1] = counts - count;
+        broadcast[2] = masses - mass;
+    }
+    __syncthreads();
+    bin = (u32)broadcast[0];
+    if (bin < BINS) {
+        place.count = broadcast[1];
+        place.mass = broadcast[2];
+    }
+    __syncthreads();
+    return bin < BINS;
+}
+
+// Where the logits from the largest down first measure more than `target`.
+__device__ __noinline__ Place select(const Logits& logits, Measure measure, u64 target) {
+    Place place = {0, 0, 0};
+    u32 bin;
+    if (!advance(place, bin, coarse, measure, target)) {
+        return place;
+    }
+    u32 low = first_key(logits, bin), high = bin == 0 ? key_of(logits.max) : first_key(logits, bin - 1) - 1;
+    while (low < high) {
+        const int shift = max(32 - __clz(high - low) - BIN_BITS, 0);
+        clear(fine);
+#pragma unroll 8
+        for (u32 id = threadIdx.x; id < logits.count; id += THREADS) {
+            const float logit = logit_at(logits, id);
+            const u32 key = key_of(logit);
+            if (key >= low && key <= high) {
+                add(fine, (high - key) >> shift, mass_of(logits, logit));
+            }
+        }
+        __syncthreads();
+        advance(place, bin, fine, measure, target);
+        high -= bin << shift;
+        low = max(low, high - ((1u << shift) - 1));
+    }
+    place.key = low;
+    return place;
 }
 
 // The first id, in rising order, at which the measure of the ids up to it exceeds `target`. Ids
 // count whose key lies in least..=most.
 __device__ __noinline__ u32 walk(const Logits& logits, Measure measure, u32 least, u32 most, u64 target) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const u32 share = (logits.count + WARPS - 1) / WARPS;
-    const u32 start = warp * share, end = min(start + share, logits.count);
-    u64 sum = 0;
-#pragma unroll 4
-    for (u32 i = start + lane; i < end; i += 32) {
-        const u32 key = key_of(logits.values[i]);
-        if (key != 0 && key >= least && key <= most) {
-            sum += measure_of(logits, logits.values[i], measure);
-        }
-    }
-    sum = warp_sum(sum);
-    if (lane == 0) {
-        warp_sums[0][warp] = sum;
-    }
-    if (threadIdx.x == 0) {
-        broadcast[0] = 0;
-    }
-    __syncthreads();
+    const auto measured = [&](u32 id) -> u64 {
+        const float logit = logit_at(logits, id);
+        const u32 key = key_of(logit);
+        return key != 0 && key >= least && key <= most ? measure_of(logits, logit, measure) : 0;
+    };
+    u32 start = 0, end = logits.count;
     u64 before = 0;
-    for (u32 w = 0; w < warp; ++w) {
-        before += warp_sums[0][w];
-    }
-    if (before <= target && target < before + sum) {
-        bool searching = true;
-        for (u32 i = start; searching && i < end; i += 32) {
-            const float logit = i + lane < end ? logits.values[i + lane] : 0.0f;
-            const u32 key = i + lane < end ? key_of(logit) : 0;
-            const bool counts = key != 0 && key >= least && key <= most;
-            u64 prefix = counts ? measure_of(logits, logit, measure) : 0;
-#pragma unroll
-            for (int offset = 1; offset < 32; offset *= 2) {
-                const u64 other = __shfl_up_sync(0xffffffffu, prefix, offset);
-                prefix += lane >= offset ? other : 0;
-            }
-            const u32 reached = __ballot_sync(0xffffffffu, before + prefix > target);
-            if (reached != 0) {
-                searching = false;
-                if (lane == 0) {
-                    broadcast[0] = i + __ffs(reached) - 1;
-                }
-            }
-            before += __shfl_sync(0xffffffffu, prefix, 31);
+    // Each warp measures a share; the one that the place is in is shared out again.
+    while (end - start > THREADS) {
+        const u32 share = (end - start + WARPS - 1) / WARPS;
+        const u32 own = min(start + warp * share, end), own_end = min(own + share, end);
+        u64 sum = 0;
+#pragma unroll 4
+        for (u32 id = own + lane; id < own_end; id += 32) {
+            sum += measured(id);
         }
+        sum = warp_sum(sum);
+        const u64 upto = before + block_prefix(lane == 0 ? sum : 0);
+        if (lane == 0 && upto - sum <= target && target < upto) {
+            broadcast[0] = own;
+            broadcast[1] = own_end;
+            broadcast[2] = upto - sum;
+        }
+        __syncthreads();
+        start = (u32)broadcast[0];
+        end = (u32)broadcast[1];
+        before = broadcast[2];
+        __syncthreads();
+    }
+    const u32 id = start + threadIdx.x;
+    const u64 own = id < end ? measured(id) : 0, upto = before + block_prefix(own);
+    if (upto - own <= target && target < upto) {
+        broadcast[0] = id;
     }
     __syncthreads();
-    const u32 id = (u32)broadcast[0];
+    const u32 found = (u32)broadcast[0];
     __syncthreads();
-    return id;
+    return found;
 }
 
 // Philox4x32-10 (Salmon et al., 2011): a number in 0..1 that depends on its arguments only.
@@ -231,37 +339,36 @@ __device__ double uniform(u64 seed, u32 output_index) {
 
 __device__ u32 draw(const Logits& logits, const Draw& request) {
     const bool sorted = request.top_k > 0 || request.top_p < 1.0f;
-    u64 kept = total(logits, MASS, 0);
+    u64 kept = sorted ? fill_coarse(logits) : total_mass(logits, 0);
     if (request.top_k > 0 && request.top_k < logits.count) {
-        const u32 key = select(logits, COUNT, request.top_k - 1);
-        if (key != 0) {
-            const u64 more = total(logits, COUNT, key + 1);
-            kept = total(logits, MASS, key + 1) + (request.top_k - more) * mass_of(logits, logit_of(key));
+        const Place place = select(logits, COUNT, request.top_k - 1);
+        if (place.key != 0) {
+            kept = place.mass + (request.top_k - place.count) * mass_of(logits, logit_of(place.key));
         }
     }
     if (request.top_p < 1.0f) {
         const u64 wanted = max((u64)((double)request.top_p * (double)kept), 1ull);
-        const u32 key = select(logits, MASS, wanted - 1);
-        const u64 more = total(logits, MASS, key + 1), each = max(mass_of(logits, logit_of(key)), 1ull);
-        kept = min(kept, more + (wanted - more + each - 1) / each * each);
+        const Place place = select(logits, MASS, wanted - 1);
+        const u64 each = max(mass_of(logits, logit_of(place.key)), 1ull);
+        kept = min(kept, place.mass + (wanted - place.mass + each - 1) / each * each);
     }
     u32 least = 0;
     if (request.min_p > 0.0f) {
         least = key_of(logits.max + request.temperature * logf(request.min_p));
-        kept = min(kept, total(logits, MASS, least));
+        kept = min(kept, total_mass(logits, least));
     }
     const u64 target = min((u64)(uniform(request.seed, request.output_index) * (double)kept), kept - 1);
     if (!sorted) {
         return walk(logits, MASS, least, 0xffffffffu, target);
     }
-    const u32 key = select(logits, MASS, target);
-    const u64 each = max(mass_of(logits, logit_of(key)), 1ull);
-    return walk(logits, COUNT, key, key, (target - total(logits, MASS, key + 1)) / each);
+    const Place place = select(logits, MASS, target);
+    const u64 each = max(mass_of(logits, logit_of(place.key)), 1ull);
+    return walk(logits, COUNT, place.key, place.key, (target - place.mass) / each);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample(
-    const Step* step, const Draw* draws, Edit* all_edits, float* all_logits, u32 vocabulary, u32 first, u32 count,
-    u32* tokens, float* logprobs, u32* top_ids, float* top_logprobs) {
+    const Step* step, const Draw* draws, Edit* all_edits, const u32* masks, float* all_logits, u32 vocabulary,
+    u32 first, u32 count, u32* tokens, float* logprobs, u32* top_ids, float* top_logprobs) {
     wait_for_previous();
     let_next_start();
     for (u32 i = blockIdx.x; i < count && first + i < step->logit_rows; i += gridDim.x) {
@@ -277,12 +384,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
             logit = (logit > 0.0f ? logit / edits[e].divisor : logit * edits[e].divisor) + edits[e].add;
         }
         __syncthreads();
-        Logits logits = {all_logits + (u64)i * vocabulary, vocabulary, 0.0f, request.temperature};
+        const u32* allowed = request.mask == 0 ? nullptr : masks + (u64)(request.mask - 1) * ((vocabulary + 31) / 32);
+        Logits logits = {own, allowed, vocabulary, 0.0f, request.temperature};
         // Key, then the complement of the id: the largest is the likeliest, and of equals the first.
         u64 best = 0;
 #pragma unroll 8
         for (u32 id = threadIdx.x; id < vocabulary; id += THREADS) {
-            best = max(best, (u64)key_of(logits.values[id]) << 32 | ~id);
+            best = max(best, (u64)key_of(logit_at(logits, id)) << 32 | ~id);
         }
         best = block_max(best);
         const bool none = best >> 32 == 0; // every logit is NaN
@@ -303,7 +411,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
         if (request.logprobs == NO_LOGPROBS) {
             continue;
         }
-        if (request.edits > 0) {
+        if (request.edits > 0 || allowed != nullptr) {
             u64 most = 0;
             for (u32 id = threadIdx.x; id < vocabulary; id += THREADS) {
                 most = max(most, (u64)key_of(logits.values[id]));
@@ -319,12 +427,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
             sum += __shfl_xor_sync(0xffffffffu, sum, offset);
         }
         if (threadIdx.x % 32 == 0) {
-            warp_sums[0][threadIdx.x / 32] = __double_as_longlong(sum);
+            warp_sums[threadIdx.x / 32] = __double_as_longlong(sum);
         }
         __syncthreads();
         sum = 0.0;
         for (int w = 0; w < WARPS; ++w) {
-            sum += __longlong_as_double(warp_sums[0][w]);
+            sum += __longlong_as_double(warp_sums[w]);
         }
         __syncthreads();
         const double norm = (double)logits.max + log(sum);

@@ -75,6 +75,7 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_CLIENT_READ_SECONDS", "client-read-seconds", "How long a client may take for 16 KiB of the answer that waits for it, before it is cut off [default: 30]"),
     plain("LORIKEET_DEVICE", "device", "auto, cpu, cuda, cuda:N or sim [default: auto]"),
     plain("LORIKEET_QUANTIZATION", "quantization", "On a GPU: none, or fp8 for e4m3 weights made at the start [default: none]"),
+    plain("LORIKEET_KV_CACHE_DTYPE", "kv-cache-dtype", "On a GPU: auto for the model's own, or fp8 for e4m3 keys and values, of which twice as many fit [default: auto]"),
     plain("LORIKEET_KV_TOKENS", "kv-tokens", "Size of the KV cache, in tokens"),
     plain("LORIKEET_MAX_REQUESTS", "max-requests", "Most requests held at once, waiting or running; one more gets 429 [default: 512]"),
     plain("LORIKEET_QUEUE_SECONDS", "queue-seconds", "How long a request may wait for its adapter and its turn; then it fails with 503 [default: 120]"),
@@ -181,6 +182,7 @@ mod tests {
                 "http://127.0.0.1:7700"
             }
             "LORIKEET_QUANTIZATION" => "none",
+            "LORIKEET_KV_CACHE_DTYPE" => "auto",
             "OTEL_TRACES_SAMPLER_ARG" => "0.5",
             "LORIKEET_CONTROL_PLANE" => "http://127.0.0.1:7730",
             "LORIKEET_DEVICE" => "cpu",

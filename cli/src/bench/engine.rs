@@ -49,6 +49,14 @@ enum Quantization {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum KvDtype {
+    /// The weights' own: bf16
+    Auto,
+    /// e4m3; on the GPU alone
+    Fp8,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Targets {
     All,
     Qkvo,
@@ -114,6 +122,9 @@ pub struct Setup {
     load_format: LoadFormat,
     #[arg(long, value_enum, default_value = "none")]
     quantization: Quantization,
+    /// Of keys and values
+    #[arg(long, value_enum, default_value = "auto")]
+    kv_cache_dtype: KvDtype,
     /// Of the adapters
     #[arg(long, default_value_t = 16)]
     rank: u32,
@@ -299,6 +310,10 @@ impl Setup {
                     precision: match self.quantization {
                         Quantization::None => Precision::Bf16,
                         Quantization::Fp8 => Precision::Fp8,
+                    },
+                    kv_precision: match self.kv_cache_dtype {
+                        KvDtype::Auto => Precision::Bf16,
+                        KvDtype::Fp8 => Precision::Fp8,
                     },
                     kernel_sources: self.kernel_sources.clone(),
                     ..default

@@ -43,25 +43,16 @@ pub(super) fn device(vars: Vars<'_>, scheduler: SchedulerConfig) -> Result<Devic
     let host_bytes = vars
         .positive("LORIKEET_ADAPTER_HOST_BYTES")?
         .unwrap_or(ResidencyConfig::default().host_bytes);
-    let quantization = "LORIKEET_QUANTIZATION";
-    let precision = match vars.or::<String>(quantization, "none")?.as_str() {
-        "none" => Precision::Bf16,
-        "fp8" => Precision::Fp8,
-        other => {
-            return Err(ConfigError::Invalid {
-                name: quantization,
-                value: other.into(),
-                reason: "none or fp8 is wanted".into(),
-            });
-        }
-    };
+    let weights = precision(vars, "LORIKEET_QUANTIZATION", "none")?;
+    let kv = precision(vars, "LORIKEET_KV_CACHE_DTYPE", "auto")?;
     let default = CudaConfig::default();
     let cuda = |ordinal| CudaConfig {
         ordinal,
         kv_tokens,
         adapter_bytes: adapter_bytes.unwrap_or(default.adapter_bytes),
         max_rows: (!is_auto).then(|| u32::try_from(rows).unwrap_or(u32::MAX)),
-        precision,
+        precision: weights,
+        kv_precision: kv,
         pinned_bytes: host_bytes.min(MOST_PINNED_AT_START),
         ..default.clone()
     };
@@ -90,5 +81,20 @@ pub(super) fn device(vars: Vars<'_>, scheduler: SchedulerConfig) -> Result<Devic
                 reason: "auto, cpu, cuda, cuda:N or sim is wanted".into(),
             }),
         },
+    }
+}
+
+/// fp8, or what `plain` calls bf16.
+fn precision(
+    vars: Vars<'_>,
+    name: &'static str,
+    plain: &'static str,
+) -> Result<Precision, ConfigError> {
+    match vars.or::<String>(name, plain)? {
+        value if value == plain => Ok(Precision::Bf16),
+        value if value == "fp8" => Ok(Precision::Fp8),
+        value => {
+            Err(ConfigError::Invalid { name, value, reason: format!("{plain} or fp8 is wanted") })
+        }
     }
 }

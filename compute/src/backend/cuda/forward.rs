@@ -281,6 +281,7 @@ impl Forward<'_> {
             z: b.z,
             z_stride: Z_STRIDE,
             scales: self.scales(layer, Group::Qkv),
+            family: self.weights.layers[layer as usize].heads(self.weights.config.rms_norm_eps),
             cosines: self.weights.cosines,
             sines: self.weights.sines,
             queries: b.queries,
@@ -299,6 +300,7 @@ impl Forward<'_> {
         let (spec, b) = (&self.weights.config.spec, self.buffers);
         let (heads, kv_heads) = (spec.num_heads, spec.num_kv_heads);
         let scale = std::f32::consts::LOG2_E / (spec.head_dim as f32).sqrt();
+        let window = self.weights.config.window(layer as usize).unwrap_or(0) as u32;
         if self.has_chunks {
             let attention = Attention {
                 step: self.plan.counts,
@@ -311,6 +313,7 @@ impl Forward<'_> {
                 kv_heads,
                 layer,
                 layers: spec.num_layers,
+                window,
                 scale,
             };
             let blocks = self.kernels.blocks(self.bucket * kv_heads, 2);
@@ -331,6 +334,7 @@ impl Forward<'_> {
             kv_heads,
             layer,
             layers: spec.num_layers,
+            window,
             scale,
         };
         // Long contexts come in parts; blocks that find no item end at once. Those that take items from

@@ -123,6 +123,7 @@ pub const FEW_ROWS: u32 = 8;
 pub struct Target {
     pub head_dim: u32,
     pub precision: Precision,
+    pub kv_precision: Precision,
 }
 
 /// All kernels, compiled for one device and target.
@@ -145,16 +146,21 @@ pub fn sources(target: Target, folder: Option<&Path>) -> Vec<Source> {
         other.unwrap_or_else(|| built_in.to_owned())
     };
     let prelude = text("prelude.cuh", PRELUDE);
-    let bits = match target.precision {
-        Precision::Bf16 => 16,
-        Precision::Fp8 => 8,
-    };
     let source = |&(file, source, _): &(&'static str, &str, &[KernelId])| Source {
         file,
         source: format!("{prelude}#line 1 \"{file}\"\n{}", text(file, source)),
-        defines: vec![format!("HEAD_DIM={}", target.head_dim), format!("WEIGHT_BITS={bits}")],
+        defines: defines(target),
     };
     FILES.iter().map(source).collect()
+}
+
+fn defines(target: Target) -> Vec<String> {
+    let bits = |precision: Precision| 8 * precision.bytes();
+    vec![
+        format!("HEAD_DIM={}", target.head_dim),
+        format!("WEIGHT_BITS={}", bits(target.precision)),
+        format!("KV_BITS={}", bits(target.kv_precision)),
+    ]
 }
 
 impl Kernels {

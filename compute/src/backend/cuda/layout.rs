@@ -70,6 +70,8 @@ pub struct DecodeItem {
     pub first_partial: u32,
     pub partials: u32,
     pub counter: u32,
+    /// Of the row.
+    pub position: u32,
 }
 
 #[repr(C)]

@@ -84,6 +84,8 @@ pub struct CudaConfig {
     pub max_rows: Option<u32>,
     /// Of the layers' weights.
     pub precision: Precision,
+    /// Of keys and values. In e4m3, each head of a token has a scale of its own.
+    pub kv_precision: Precision,
     /// Page-locked host memory for adapters that is made ready beside the start; more is taken when it
     /// is needed.
     pub pinned_bytes: u64,
@@ -102,6 +104,7 @@ impl Default for CudaConfig {
             max_slots: 1024,
             max_rows: Some(2048),
             precision: Precision::Bf16,
+            kv_precision: Precision::Bf16,
             pinned_bytes: 0,
             kernel_sources: None,
             cache: cache_folder().map(|dir| dir.join("cuda")),
@@ -177,7 +180,7 @@ impl CudaBackend {
         let pinned = PinnedPool::new(&device, config.pinned_bytes);
         let gemm = Gemm::new(&device, config.cache)?;
         let moving = device.allocate("device memory for moving adapters", MOVE_BYTES)?;
-        let page = kv_page_bytes(&spec);
+        let page = kv_page_bytes(&spec, config.kv_precision);
         let (free, _) = device.memory()?;
         let room = free.saturating_sub(RESERVE + config.adapter_bytes) / page;
         let wanted = config.kv_tokens.map(|t| t.div_ceil(BLOCK_TOKENS.into())).unwrap_or(room);
@@ -250,16 +253,22 @@ impl CudaBackend {
 fn open(config: &CudaConfig, head_dim: u32) -> Result<(Arc<Device>, Stream, Kernels), CudaError> {
     let device = Device::open(config.ordinal)?;
     let stream = device.stream()?;
-    let target = Target { head_dim, precision: config.precision };
+    let CudaConfig { precision, kv_precision, .. } = *config;
+    let target = Target { head_dim, precision, kv_precision };
     let kernels =
         Kernels::load(&device, target, config.cache.clone(), config.kernel_sources.as_deref())?;
     Ok((device, stream, kernels))
 }
 
 /// Bytes of a block's keys and values, all layers.
-fn kv_page_bytes(spec: &lorikeet_contract::BaseModelSpec) -> u64 {
+fn kv_page_bytes(spec: &lorikeet_contract::BaseModelSpec, precision: Precision) -> u64 {
     let heads = u64::from(spec.num_layers) * 2 * u64::from(spec.num_kv_heads);
-    heads * u64::from(BLOCK_TOKENS) * u64::from(spec.head_dim) * 2
+    let token = match precision {
+        Precision::Bf16 => 2 * u64::from(spec.head_dim),
+        // And a scale.
+        Precision::Fp8 => u64::from(spec.head_dim) + 1,
+    };
+    heads * u64::from(BLOCK_TOKENS) * token
 }
 
 /// Moves extents after all submitted steps; the event follows the last move.

@@ -201,6 +201,7 @@ impl StepPlan {
                 first_partial,
                 partials,
                 counter,
+                position: kv_end - 1,
             });
         }
     }

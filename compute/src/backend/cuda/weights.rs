@@ -3,7 +3,7 @@
 
 use super::device::{Device, DeviceMemory, DevicePointer, Stream};
 use super::error::CudaError;
-use super::kernels::{Fill, Kernels, Quantise, Start};
+use super::kernels::{Fill, Heads, Kernels, Quantise, Start};
 use super::layout::Group;
 use crate::model::{Matrix, ModelConfig, ModelWeights};
 use lorikeet_contract::BaseModelSpec;
@@ -53,9 +53,20 @@ pub struct DeviceLayer {
     /// f32, `hidden`
     pub input_norm: DevicePointer,
     pub post_attention_norm: DevicePointer,
+    /// f32, of the outputs of q, k and v; 0 where none has one.
+    biases: DevicePointer,
+    /// f32, `head_dim`; 0 where heads are not normalised.
+    query_norm: DevicePointer,
+    key_norm: DevicePointer,
 }
 
 impl DeviceLayer {
+    /// `eps`: of the norms.
+    pub fn heads(&self, eps: f32) -> Heads {
+        let Self { biases, query_norm, key_norm, .. } = *self;
+        Heads { biases, query_norm, key_norm, eps, unused: 0 }
+    }
+
     pub fn group(&self, group: Group) -> DevicePointer {
         self.groups[group as usize]
     }
@@ -117,6 +128,19 @@ impl DeviceWeights {
             unsafe { stream.upload(to.input_norm, &layer.input_norm) }?;
             // SAFETY: as above.
             unsafe { stream.upload(to.post_attention_norm, &layer.post_attention_norm) }?;
+            let spec = &weights.config.spec;
+            for linear in Group::Qkv.linears() {
+                let Some(bias) = &layer.biases[linear.index()] else { continue };
+                let first = u64::from(Group::Qkv.first_output(spec, *linear));
+                // SAFETY: as above; the memory is zero where a linear has no bias.
+                unsafe { stream.upload(to.biases + first * 4, bias) }?;
+            }
+            if let Some(norms) = &layer.head_norms {
+                // SAFETY: as above.
+                unsafe { stream.upload(to.query_norm, &norms.query) }?;
+                // SAFETY: as above.
+                unsafe { stream.upload(to.key_norm, &norms.key) }?;
+            }
         }
         // SAFETY: as above.
         unsafe { stream.upload(placed.norm, &weights.norm) }?;
@@ -125,7 +149,7 @@ impl DeviceWeights {
     }
 
     /// Seeded random weights of a model's shapes, for measuring without its files. Values are of the
-    /// size that keeps activations in range.
+    /// size that keeps activations in range; biases are 0.
     pub fn dummy(
         device: &Arc<Device>,
         stream: &Stream,
@@ -161,6 +185,13 @@ impl DeviceWeights {
             unsafe { stream.upload(layer.input_norm, &ones) }?;
             // SAFETY: as above.
             unsafe { stream.upload(layer.post_attention_norm, &ones) }?;
+            if config.head_norms {
+                let ones = &ones[..spec.head_dim as usize];
+                // SAFETY: as above.
+                unsafe { stream.upload(layer.query_norm, ones) }?;
+                // SAFETY: as above.
+                unsafe { stream.upload(layer.key_norm, ones) }?;
+            }
         }
         // SAFETY: as above.
         unsafe { stream.upload(placed.norm, &ones) }?;
@@ -279,6 +310,8 @@ impl Addresses {
         let hidden = u64::from(spec.hidden_size);
         let table = u64::from(spec.vocab_size) * hidden * 2;
         let angles = u64::from(spec.context_length) * u64::from(spec.head_dim) / 2 * 4;
+        let has_biases = !config.biased.is_empty();
+        let (qkv, head_dim) = (u64::from(Group::Qkv.shape(spec).0), u64::from(spec.head_dim));
         let embedding = cursor.take(table);
         let layers = (0..spec.num_layers)
             .map(|_| DeviceLayer {
@@ -292,6 +325,9 @@ impl Addresses {
                 }),
                 input_norm: cursor.take(hidden * 4),
                 post_attention_norm: cursor.take(hidden * 4),
+                biases: if has_biases { cursor.take(qkv * 4) } else { 0 },
+                query_norm: if config.head_norms { cursor.take(head_dim * 4) } else { 0 },
+                key_norm: if config.head_norms { cursor.take(head_dim * 4) } else { 0 },
             })
             .collect();
         Self {
@@ -309,14 +345,8 @@ impl Addresses {
 pub fn check_config(config: &ModelConfig) -> Result<(), CudaError> {
     let refuse = |what: &str| Err(CudaError::Model(what.into()));
     let spec = &config.spec;
-    if !config.biased.is_empty() {
-        return refuse("its linears have biases; use --device cpu");
-    }
-    if config.head_norms {
-        return refuse("its heads are normalised; use --device cpu");
-    }
-    if config.sliding_window.is_some() {
-        return refuse("it has a sliding window; use --device cpu");
+    if config.biased.iter().any(|linear| !Group::Qkv.linears().contains(linear)) {
+        return refuse("linears other than q, k and v have biases; use --device cpu");
     }
     if spec.num_kv_heads == 0 || !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
         return refuse("its query heads are no multiple of its key heads");

@@ -2,8 +2,9 @@
 //! behind a sequence's last token is NaN.
 
 use super::lab::{Lab, Part, Random, batch, outcome, relative_error, to_f32};
-use super::{CheckError, Outcome};
+use super::{CheckError, Outcome, kv};
 use crate::backend::StepBatch;
+use crate::backend::cuda::Precision;
 use crate::backend::cuda::device::DeviceMemory;
 use crate::backend::cuda::kernels::{Attention, AttentionDecode, Start};
 use half::bf16;
@@ -22,17 +23,23 @@ pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckErro
         decode(600),
         chunk(512, 33),
     ];
-    run(lab, "ragged decode", &ragged, report)?;
-    run(lab, "mixed", &mixed, report)?;
-    for rows in [1, 32, 128] {
-        run(lab, &format!("{rows} decode rows x 576"), &vec![decode(575); rows], report)?;
+    run(lab, "ragged decode", &ragged, None, report)?;
+    run(lab, "mixed", &mixed, None, report)?;
+    // Windows that end inside a block, are shorter than a chunk, and longer than most contexts.
+    for window in [1, 50, 300] {
+        run(lab, &format!("ragged decode, window of {window}"), &ragged, Some(window), report)?;
+        run(lab, &format!("mixed, window of {window}"), &mixed, Some(window), report)?;
     }
-    run(lab, "prefill 512", &[chunk(0, 512)], report)?;
+    for rows in [1, 32, 128] {
+        let name = format!("{rows} decode rows x 576");
+        run(lab, &name, &vec![decode(575); rows], None, report)?;
+    }
+    run(lab, "prefill 512", &[chunk(0, 512)], None, report)?;
     for rows in [32, 128] {
         let mut parts = vec![decode(575); rows];
-        parts.push(chunk(384, 128));
-        parts.push(chunk(0, 384));
-        run(lab, &format!("{rows} decode rows x 576 + prefill 128 + 384"), &parts, report)?;
+        parts.extend([chunk(384, 128), chunk(0, 384)]);
+        let name = format!("{rows} decode rows x 576 + prefill 128 + 384");
+        run(lab, &name, &parts, None, report)?;
     }
     Ok(())
 }
@@ -41,6 +48,7 @@ fn run(
     lab: &Lab,
     name: &str,
     parts: &[Part],
+    window: Option<u32>,
     report: &mut dyn FnMut(Outcome),
 ) -> Result<(), CheckError> {
     let spec = &lab.spec;
@@ -49,14 +57,16 @@ fn run(
     let (plan, memory) = lab.plan(&batch, &[])?;
     let rows = plan.rows.len();
     let width = spec.num_heads as usize * dim;
-    let queries = Random::new(3).bf16s(rows * width, 2.0);
+    let queries = to_f32(&Random::new(3).bf16s(rows * width, 2.0));
     let (keys, kv) = cache(lab, &batch)?;
     let b = &lab.buffers;
-    lab.write(b.queries, &queries)?;
+    let bits: Vec<u16> = queries.iter().map(|q| kv::query_bits(lab, *q)).collect();
+    lab.write(b.queries, &bits)?;
     lab.write(b.context, &vec![bf16::NAN; rows * width])?;
     let at = memory.addresses();
     // Blocks count from the first one used, which is not 0.
-    let kv = kv.address().wrapping_sub(keys.first_block as u64 * keys.page as u64 * 2);
+    let before = u64::from(keys.first_block) * kv::block_bytes(lab) as u64;
+    let kv = kv.address().wrapping_sub(before);
     let scale = std::f32::consts::LOG2_E / (dim as f32).sqrt();
     let attention = Attention {
         step: at.counts,
@@ -69,6 +79,7 @@ fn run(
         kv_heads: spec.num_kv_heads,
         layer: 0,
         layers: 1,
+        window: window.unwrap_or(0),
         scale,
     };
     let decode = AttentionDecode {
@@ -86,6 +97,7 @@ fn run(
         kv_heads: spec.num_kv_heads,
         layer: 0,
         layers: 1,
+        window: window.unwrap_or(0),
         scale,
     };
     let (chunks, singles) = (plan.counts.attention_items, plan.counts.decode_items);
@@ -107,19 +119,20 @@ fn run(
     };
     launch()?;
     let out: Vec<bf16> = lab.read(b.context, rows * width)?;
-    let expected = reference(lab, &batch, &queries, &keys);
-    let tokens: u64 = parts.iter().map(|p| u64::from(p.position + p.rows)).sum();
-    let time = lab.time(tokens * u64::from(spec.num_kv_heads) * dim as u64 * 4, launch)?;
+    let expected = reference(lab, &batch, &queries, &keys, window);
+    let seen = |p: &Part| u64::from((p.position + p.rows).min(p.rows + window.unwrap_or(u32::MAX - p.rows)));
+    let tokens: u64 = parts.iter().map(seen).sum();
+    let time = lab.time(tokens * kv::block_bytes(lab) as u64 / 16, launch)?;
     let error = relative_error(&to_f32(&out), &expected);
-    report(outcome("attention", format!("{} {name}", spec.id), error, 0.008, Some(time)));
+    let kind = if lab.kernels.target().kv_precision == Precision::Fp8 { ", fp8 KV" } else { "" };
+    let case = format!("{}{kind} {name}", spec.id);
+    report(outcome("attention", case, error, 0.008, Some(time)));
     Ok(())
 }
 
 /// Keys and values of every token that a batch's sequences have, by sequence, head and token.
 struct Cache {
     first_block: u32,
-    /// Values of a block.
-    page: usize,
     keys: Vec<Vec<Vec<f32>>>,
     values: Vec<Vec<Vec<f32>>>,
 }
@@ -127,27 +140,24 @@ struct Cache {
 fn cache(lab: &Lab, batch: &StepBatch) -> Result<(Cache, DeviceMemory), CheckError> {
     let spec = &lab.spec;
     let (heads, dim) = (spec.num_kv_heads as usize, spec.head_dim as usize);
-    let page = 2 * heads * 16 * dim;
+    let page = kv::block_bytes(lab);
     let all = || batch.sequences.iter().flat_map(|s| &s.blocks);
     let first_block = all().map(|b| b.0).min().unwrap_or(0);
-    let mut pages = vec![bf16::NAN; all().count() * page];
+    let mut pages = kv::unwritten(lab, all().count());
     let mut random = Random::new(4);
-    let mut cache = Cache { first_block, page, keys: Vec::new(), values: Vec::new() };
+    let mut cache = Cache { first_block, keys: Vec::new(), values: Vec::new() };
     for sequence in &batch.sequences {
         let tokens = sequence.position as usize + sequence.input.rows();
         let mut keys = vec![Vec::new(); heads];
         let mut values = vec![Vec::new(); heads];
         for token in 0..tokens {
             let block = (sequence.blocks[token / 16].0 - first_block) as usize * page;
+            let block = &mut pages[block..block + page];
             for head in 0..heads {
-                let (key, value) = (random.bf16s(dim, 1.5), random.bf16s(dim, 1.0));
-                let key_place = block + (head * 16 + token % 16) * dim;
-                pages[key_place..key_place + dim].copy_from_slice(&key);
-                for (d, v) in value.iter().enumerate() {
-                    pages[block + (heads + head) * 16 * dim + d * 16 + token % 16] = *v;
-                }
-                keys[head].extend(to_f32(&key));
-                values[head].extend(to_f32(&value));
+                let (key, value) = (random.floats(dim, 1.5), random.floats(dim, 1.0));
+                let [key, value] = kv::write(lab, block, (head, token % 16), [&key, &value]);
+                keys[head].extend(key);
+                values[head].extend(value);
             }
         }
         cache.keys.push(keys);
@@ -156,7 +166,13 @@ fn cache(lab: &Lab, batch: &StepBatch) -> Result<(Cache, DeviceMemory), CheckErr
     Ok((cache, lab.memory(&pages)?))
 }
 
-fn reference(lab: &Lab, batch: &StepBatch, queries: &[bf16], cache: &Cache) -> Vec<f32> {
+fn reference(
+    lab: &Lab,
+    batch: &StepBatch,
+    queries: &[f32],
+    cache: &Cache,
+    window: Option<u32>,
+) -> Vec<f32> {
     let spec = &lab.spec;
     let (heads, dim) = (spec.num_heads as usize, spec.head_dim as usize);
     let group = heads / spec.num_kv_heads as usize;
@@ -164,12 +180,13 @@ fn reference(lab: &Lab, batch: &StepBatch, queries: &[bf16], cache: &Cache) -> V
     let mut row = 0;
     for (index, sequence) in batch.sequences.iter().enumerate() {
         for offset in 0..sequence.input.rows() {
-            let seen = sequence.position as usize + offset + 1;
+            let end = sequence.position as usize + offset + 1;
+            let start = window.map_or(0, |window| end.saturating_sub(window as usize));
             for head in 0..heads {
-                let query = to_f32(&queries[(row * heads + head) * dim..][..dim]);
-                let keys = &cache.keys[index][head / group][..seen * dim];
-                let values = &cache.values[index][head / group][..seen * dim];
-                out.extend(attend(&query, keys, values));
+                let query = &queries[(row * heads + head) * dim..][..dim];
+                let keys = &cache.keys[index][head / group][start * dim..end * dim];
+                let values = &cache.values[index][head / group][start * dim..end * dim];
+                out.extend(attend(query, keys, values));
             }
             row += 1;
         }

@@ -21,9 +21,8 @@ use lorikeet_contract::BaseModelSpec;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Two computations in bf16, each up to 0.03 from the exact one; an adapter that is missing, or
-/// another's, is 0.3 away.
-const TOLERANCE: f64 = 0.06;
+/// Two computations in bf16; an adapter that is missing, or another's, is 0.3 away.
+const TOLERANCE: f64 = 0.03;
 const STEPS: u64 = 10_000;
 /// Every how many steps logits are compared.
 const EVERY: u64 = STEPS / 50;

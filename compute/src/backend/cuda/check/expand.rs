@@ -1,12 +1,12 @@
 //! The kernels that read a product's outputs and add what adapters contribute: rope and KV write,
 //! SiLU, residual.
 
-use super::CheckError;
+use super::{CheckError, kv};
 use super::lab::{Lab, Random, relative_error, to_f32};
 use super::lora::PlannedStep;
 use crate::backend::cuda::device::DeviceMemory;
 use crate::backend::cuda::error::CudaError;
-use crate::backend::cuda::kernels::{Ahead, Residual, RopeKv, Scales, SiluMul, Start};
+use crate::backend::cuda::kernels::{Ahead, Heads, Residual, RopeKv, Scales, SiluMul, Start};
 use crate::backend::cuda::layout::{Group, Z_STRIDE};
 use crate::backend::cuda::weights::DeviceWeights;
 use half::bf16;
@@ -34,7 +34,7 @@ impl<'a> Consumer<'a> {
         let blocks = || step.plan.rows.iter().map(|row| row.block);
         let first_block = blocks().min().unwrap_or(0);
         let count = blocks().max().unwrap_or(0) + 1 - first_block;
-        let bytes = u64::from(count) * page(lab) as u64 * 2;
+        let bytes = u64::from(count) * kv::block_bytes(lab) as u64;
         let kv = lab.device.allocate("device memory for keys and values", bytes)?;
         Ok(Self { lab, step, group, weights, scales, kv, first_block })
     }
@@ -62,13 +62,14 @@ impl<'a> Consumer<'a> {
                     z: b.z,
                     z_stride: Z_STRIDE,
                     scales: self.scales,
+                    family: Heads::default(),
                     cosines: self.weights.cosines,
                     sines: self.weights.sines,
                     queries: b.queries,
                     kv: self
                         .kv
                         .address()
-                        .wrapping_sub(u64::from(self.first_block) * page(lab) as u64 * 2),
+                        .wrapping_sub(u64::from(self.first_block) * kv::block_bytes(lab) as u64),
                     heads: spec.num_heads,
                     kv_heads: spec.num_kv_heads,
                     layer: 0,
@@ -147,8 +148,8 @@ impl<'a> Consumer<'a> {
         let rows = &self.step.plan.rows;
         let queries: Vec<bf16> =
             self.lab.read(self.lab.buffers.queries, rows.len() * heads * dim)?;
-        let kv: Vec<bf16> = self.lab.read(self.kv.address(), self.kv.bytes() as usize / 2)?;
-        let (mut out, mut expected) = (to_f32(&queries), Vec::new());
+        let kv: Vec<u8> = self.lab.read(self.kv.address(), self.kv.bytes() as usize)?;
+        let (mut out, mut expected) = (kv::queries_to_f32(self.lab, &queries), Vec::new());
         let row_width = (heads + 2 * kv_heads) * dim;
         for (row, adapted) in rows.iter().zip(adapted.chunks(row_width)) {
             for head in adapted[..heads * dim].chunks(dim) {
@@ -156,25 +157,19 @@ impl<'a> Consumer<'a> {
             }
         }
         for (row, adapted) in rows.iter().zip(adapted.chunks(row_width)) {
-            let page = (row.block - self.first_block) as usize * page(self.lab);
+            let block = kv::block_bytes(self.lab);
+            let block = &kv[(row.block - self.first_block) as usize * block..][..block];
             let token = row.position as usize % 16;
             let (keys, values) = adapted[heads * dim..].split_at(kv_heads * dim);
             for (head, (key, value)) in keys.chunks(dim).zip(values.chunks(dim)).enumerate() {
-                let place = page + (head * 16 + token) * dim;
-                out.extend(to_f32(&kv[place..place + dim]));
+                out.extend(kv::key(self.lab, block, head, token));
                 expected.extend(rotate(key, row.position));
-                let place = page + (kv_heads + head) * 16 * dim + token;
-                out.extend((0..dim).map(|d| kv[place + d * 16].to_f32()));
+                out.extend(kv::value(self.lab, block, head, token));
                 expected.extend(value);
             }
         }
         Ok(relative_error(&out, &expected))
     }
-}
-
-/// Values of a KV block of one layer.
-fn page(lab: &Lab) -> usize {
-    2 * lab.spec.num_kv_heads as usize * 16 * lab.spec.head_dim as usize
 }
 
 fn rotate(head: &[f32], position: u32) -> Vec<f32> {

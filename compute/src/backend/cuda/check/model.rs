@@ -2,7 +2,7 @@
 //! alone, in mixed batches, in chunks, and after slots and blocks were used by others.
 
 use super::adapter::{AdapterShape, random_adapter};
-use super::lab::{Random, outcome, relative_error};
+use super::lab::{Random, outcome, relative_error, to_f32};
 use super::{CheckError, Outcome};
 use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
@@ -11,7 +11,10 @@ use crate::backend::{
     AdapterSlot, Backend, HostAdapter, Input, LogitsWanted, SequenceStep, StepBatch,
 };
 use crate::model::reference::{ReferenceAdapter, ReferenceModel};
-use crate::model::{LayerWeights, Matrix, ModelConfig, ModelWeights};
+use crate::model::{
+    HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights, SlidingWindow,
+};
+use half::bf16;
 use lorikeet_contract::adapter::Dtype;
 use lorikeet_contract::{BaseModelSpec, Linear};
 use std::sync::Arc;
@@ -85,6 +88,85 @@ pub fn check(
     let distance = base.distance(&out[0]);
     let seen = if distance > 10.0 * TOLERANCE { 0.0 } else { f64::INFINITY };
     report(outcome("model", name("a missing adapter is noticed"), seen, 0.0, None));
+    Ok(())
+}
+
+/// What single families have: biases, normalised heads, windows in some layers.
+pub fn check_families(
+    config: &CudaConfig,
+    spec: &BaseModelSpec,
+    report: &mut dyn FnMut(Outcome),
+) -> Result<(), CheckError> {
+    let plain = random_model(spec.clone());
+    let [biased, normalised, windowed] = [(); 3].map(|()| plain.clone());
+    let attention = [Linear::QProj, Linear::KProj, Linear::VProj];
+    let biased = ModelWeights {
+        config: ModelConfig { biased: attention.to_vec(), ..biased.config },
+        layers: (0..).zip(biased.layers).map(|(i, layer)| with_biases(spec, layer, i)).collect(),
+        ..biased
+    };
+    let normalised = ModelWeights {
+        config: ModelConfig { head_norms: true, ..normalised.config },
+        layers: (0..).zip(normalised.layers).map(|(i, l)| with_head_norms(spec, l, i)).collect(),
+        ..normalised
+    };
+    let layers = (0..spec.num_layers).map(|layer| layer % 2 == 0).collect();
+    let window = SlidingWindow { positions: 19, layers };
+    let windowed = ModelWeights {
+        config: ModelConfig { sliding_window: Some(window), ..windowed.config },
+        ..windowed
+    };
+    check_base(config, &biased, "biases of q, k and v", TOLERANCE, report)?;
+    check_base(config, &normalised, "normalised heads", TOLERANCE, report)?;
+    check_base(config, &windowed, "windows in every second layer", TOLERANCE, report)
+}
+
+fn with_biases(spec: &BaseModelSpec, mut layer: LayerWeights, index: u64) -> LayerWeights {
+    for linear in [Linear::QProj, Linear::KProj, Linear::VProj] {
+        let seed = 30_000 + index * 10 + linear.index() as u64;
+        let bias = Random::new(seed).bf16s(spec.shape(linear).0, 1.0);
+        layer.biases[linear.index()] = Some(to_f32(&bias));
+    }
+    layer
+}
+
+fn with_head_norms(spec: &BaseModelSpec, mut layer: LayerWeights, index: u64) -> LayerWeights {
+    let weights = |seed: u64| {
+        let around_one = Random::new(seed + index).bf16s(spec.head_dim as usize, 0.5);
+        around_one.iter().map(|v| bf16::from_f32(1.0 + v.to_f32()).to_f32()).collect()
+    };
+    layer.head_norms = Some(HeadNorms { query: weights(40_000), key: weights(50_000) });
+    layer
+}
+
+/// A model without adapters against the reference: whole, and in chunks.
+pub fn check_base(
+    config: &CudaConfig,
+    weights: &ModelWeights,
+    what: &str,
+    tolerance: f64,
+    report: &mut dyn FnMut(Outcome),
+) -> Result<(), CheckError> {
+    let spec = weights.config.spec.clone();
+    let config = CudaConfig {
+        kv_tokens: Some(4096),
+        adapter_bytes: 1 << 20,
+        max_rows: Some(512),
+        ..config.clone()
+    };
+    let mut driver = Driver { backend: CudaBackend::new(weights, config)?, step: 0 };
+    let reference = Reference::new(weights)?;
+    let tenants: Vec<Tenant> = (0..4)
+        .map(|seed| Ok(Tenant { slot: None, logits: reference.logits(seed, None)?, seed }))
+        .collect::<Result<_, CheckError>>()?;
+    let all: Vec<&Tenant> = tenants.iter().collect();
+    let mut worst = 0f64;
+    for chunks in [&[TOKENS][..], &CHUNKS] {
+        let outputs = driver.force(&all, chunks)?;
+        worst = all.iter().zip(&outputs).map(|(t, out)| t.distance(out)).fold(worst, f64::max);
+    }
+    let name = format!("{} x {} layers, {what}", spec.id, spec.num_layers);
+    report(outcome("model", name, worst, tolerance, None));
     Ok(())
 }
 
@@ -250,7 +332,7 @@ pub fn random_model(spec: BaseModelSpec) -> ModelWeights {
     let hidden = spec.hidden_size as usize;
     let norm = |seed: u64| -> Vec<f32> {
         let around_one = Random::new(seed).bf16s(hidden, 0.2).into_iter();
-        around_one.map(|v| half::bf16::from_f32(1.0 + v.to_f32()).to_f32()).collect()
+        around_one.map(|v| bf16::from_f32(1.0 + v.to_f32()).to_f32()).collect()
     };
     let layer = |layer: u64| LayerWeights {
         linears: Linear::ALL.map(|linear| {

@@ -14,6 +14,19 @@ pub struct Scales {
     pub outputs: DevicePointer,
 }
 
+/// What a model's family has in its heads. 0: it has not.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Heads {
+    /// f32, of the outputs of q, k and v.
+    pub biases: DevicePointer,
+    /// f32, `head_dim` each.
+    pub query_norm: DevicePointer,
+    pub key_norm: DevicePointer,
+    pub eps: f32,
+    pub unused: u32,
+}
+
 /// The first bytes of each row of weights, to be brought to the L2 cache before they are read.
 /// `bytes`: a multiple of 16; 0: nothing.
 #[repr(C)]
@@ -103,6 +116,7 @@ kernel!(RopeKv, 128, {
     z: DevicePointer,
     z_stride: u32,
     scales: Scales,
+    family: Heads,
     cosines: DevicePointer,
     sines: DevicePointer,
     queries: DevicePointer,
@@ -114,7 +128,8 @@ kernel!(RopeKv, 128, {
 });
 
 kernel!(
-    /// `scale` includes log2(e): weights are powers of two.
+    /// `scale` includes log2(e): weights are powers of two. `window`: positions that a row sees, its
+    /// own among them; 0: all.
     Attention, 128, {
     step: DevicePointer,
     items: DevicePointer,
@@ -126,11 +141,12 @@ kernel!(
     kv_heads: u32,
     layer: u32,
     layers: u32,
+    window: u32,
     scale: f32,
 });
 
 kernel!(
-    /// `scale` as for [`Attention`]. `queue` of 0: it reads what the kernel just before it wrote.
+    /// `scale` and `window` as for [`Attention`]. `queue` of 0: it reads what the kernel just before it wrote.
     /// Otherwise that kernel is [`Attention`], and both run side by side.
     AttentionDecode, 128, {
     step: DevicePointer,
@@ -147,6 +163,7 @@ kernel!(
     kv_heads: u32,
     layer: u32,
     layers: u32,
+    window: u32,
     scale: f32,
 });
 

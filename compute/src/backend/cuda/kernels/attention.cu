@@ -11,8 +11,14 @@
 // Tokens of one iteration: two blocks.
 #define STRIDE 32
 // Rows of shared memory are spaced so that the 8 lanes that read together meet different banks.
+#if KV_BITS == 8
+#define KEY_ROW (HEAD_DIM / 128 * 128 + 64)
+#else
 #define KEY_ROW (HEAD_DIM + 32)
+#endif
 #define VALUE_ROW STRIDE
+// Values of 16 bytes.
+#define PIECE (128 / KV_BITS)
 // The score of a token that is not seen.
 #define NOTHING __int_as_float(0xff800000)
 
@@ -27,8 +33,11 @@ struct AttentionItem {
 __device__ __forceinline__ int permuted(int tile, int n) { return 8 * (n >> 1) + 2 * tile + (n & 1); }
 
 struct Stage {
-    u16 keys[STRIDE][KEY_ROW];
-    u16 values[HEAD_DIM][VALUE_ROW];
+    kv_t keys[STRIDE][KEY_ROW];
+    kv_t values[HEAD_DIM][VALUE_ROW];
+#if KV_BITS == 8
+    kv_t key_scales[STRIDE], value_scales[STRIDE];
+#endif
 };
 
 struct Accumulator {
@@ -39,6 +48,7 @@ struct Accumulator {
 struct Tokens {
     int first, end; // end: beyond it nothing has been written
     int upper, lower; // last position that rows g and g + 8 may see
+    int window;       // how many up to it
 };
 
 // 16 bytes to shared memory, zeros when they do not exist. Arrives later.
@@ -48,27 +58,42 @@ __device__ __forceinline__ void copy16(void* to, const void* from, bool exists) 
                  : "memory");
 }
 
-// Starts to copy the tokens from `first` on. `layer_kv` is the layer's part of block 0.
-__device__ __forceinline__ void fetch(
-    Stage& stage, const u32* blocks, const u16* layer_kv, u64 block_size, u64 page, u32 first, u32 end) {
+// Where a head's keys lie in the layer's part of block 0, and their scales.
+struct Source {
+    const kv_t* keys;
+    const kv_t* scales;
+    u64 block_size, page;
+};
+
+// Starts to copy the tokens from `first` on.
+__device__ __forceinline__ void fetch(Stage& stage, const u32* blocks, const Source& source, u32 first, u32 end) {
     // The first of the two blocks exists.
     const bool has_second = first + BLOCK_TOKENS < end;
     const u32 block = first / BLOCK_TOKENS;
-    const u16* const from[2] = {
-        layer_kv + blocks[block] * block_size, layer_kv + (has_second ? blocks[block + 1] : 0) * block_size};
+    const u64 offset[2] = {
+        blocks[block] * source.block_size, (has_second ? blocks[block + 1] : 0) * source.block_size};
 #pragma unroll
-    for (u32 i = threadIdx.x; i < STRIDE * HEAD_DIM / 8; i += WARPS * 32) {
-        const u32 token = i / (HEAD_DIM / 8), part = i % (HEAD_DIM / 8) * 8;
-        const bool second = token >= BLOCK_TOKENS;
+    for (u32 i = threadIdx.x; i < STRIDE * HEAD_DIM / PIECE; i += WARPS * 32) {
+        const u32 token = i / (HEAD_DIM / PIECE), part = i % (HEAD_DIM / PIECE) * PIECE;
+        const u32 of = token / BLOCK_TOKENS;
+        const kv_t* keys = source.keys + (of == 0 ? offset[0] : offset[1]);
+        copy16(&stage.keys[token][part], keys + token % BLOCK_TOKENS * HEAD_DIM + part, of == 0 || has_second);
+        // The same number of pieces: of dimension d, the tokens from PIECE * piece on.
+        const u32 d = i / (STRIDE / PIECE), first_token = i % (STRIDE / PIECE) * PIECE;
+        const u32 value_of = first_token / BLOCK_TOKENS;
+        const kv_t* values = source.keys + (value_of == 0 ? offset[0] : offset[1]) + source.page;
         copy16(
-            &stage.keys[token][part], (second ? from[1] : from[0]) + token % BLOCK_TOKENS * HEAD_DIM + part,
-            !second || has_second);
-        // The same number of pieces: of dimension d, the 8 tokens from 8 (i % 4) on.
-        const u32 d = i / 4, piece = i % 4;
-        const u16* values = (piece >= 2 ? from[1] : from[0]) + page;
-        copy16(
-            &stage.values[d][8 * piece], values + d * BLOCK_TOKENS + piece % 2 * 8, piece < 2 || has_second);
+            &stage.values[d][first_token], values + d * BLOCK_TOKENS + first_token % BLOCK_TOKENS,
+            value_of == 0 || has_second);
     }
+#if KV_BITS == 8
+    if (threadIdx.x < 4) {
+        const u32 of = threadIdx.x / 2, is_value = threadIdx.x % 2;
+        kv_t* to = (is_value ? stage.value_scales : stage.key_scales) + of * BLOCK_TOKENS;
+        const kv_t* from = source.scales + (of == 0 ? offset[0] : offset[1]) + is_value * source.page;
+        copy16(to, from, of == 0 || has_second);
+    }
+#endif
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
@@ -79,20 +104,40 @@ __device__ __forceinline__ void attend(
     float scores[4][4] = {};
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
-        const u16* key = stage.keys[permuted(t, g)] + 8 * q;
+#if KV_BITS == 8
+        const kv_t* key = stage.keys[permuted(t, g)] + 16 * q;
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c += 2) {
+            const uint4 narrow = *(const uint4*)(key + 32 * c);
+            mma32_factors(scores[t], query[0][c], query[1][c], widen8(narrow.x, narrow.y));
+            mma32_factors(scores[t], query[0][c + 1], query[1][c + 1], widen8(narrow.z, narrow.w));
+        }
+#else
+        const kv_t* key = stage.keys[permuted(t, g)] + 8 * q;
 #pragma unroll
         for (int c = 0; c < CHUNKS; ++c) {
             mma32(scores[t], query[0][c], query[1][c], *(const uint4*)(key + 32 * c));
         }
+#endif
     }
+#if KV_BITS == 8
+    const uint2 key_scales = *(const uint2*)(stage.key_scales + 8 * q);
+    const uint2 value_scales = *(const uint2*)(stage.value_scales + 8 * q);
+#endif
     float max[2] = {acc.max[0], acc.max[1]};
 #pragma unroll
     for (int t = 0; t < 4; ++t) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const int token = at.first + 8 * q + 2 * t + i % 2;
-            const bool seen = token <= (i < 2 ? at.upper : at.lower) && token < at.end;
-            scores[t][i] = seen ? scores[t][i] * scale : NOTHING;
+            const int last = i < 2 ? at.upper : at.lower;
+            const bool seen = token <= last && token > last - at.window && token < at.end;
+#if KV_BITS == 8
+            const float own = scale * scale_of((t < 2 ? key_scales.x : key_scales.y) >> (16 * (t % 2) + 8 * (i % 2)) & 0xff);
+#else
+            const float own = scale;
+#endif
+            scores[t][i] = seen ? scores[t][i] * own : NOTHING;
             max[i / 2] = fmaxf(max[i / 2], scores[t][i]);
         }
     }
@@ -115,10 +160,12 @@ __device__ __forceinline__ void attend(
         }
         acc.sum[half] = acc.sum[half] * factor[half] + sum[half];
     }
-    const uint4 upper = make_uint4(pack(scores[0][0], scores[0][1]), pack(scores[1][0], scores[1][1]),
-                                   pack(scores[2][0], scores[2][1]), pack(scores[3][0], scores[3][1]));
-    const uint4 lower = make_uint4(pack(scores[0][2], scores[0][3]), pack(scores[1][2], scores[1][3]),
-                                   pack(scores[2][2], scores[2][3]), pack(scores[3][2], scores[3][3]));
+    const uint4 upper = make_uint4(
+        pack_factors(scores[0][0], scores[0][1]), pack_factors(scores[1][0], scores[1][1]),
+        pack_factors(scores[2][0], scores[2][1]), pack_factors(scores[3][0], scores[3][1]));
+    const uint4 lower = make_uint4(
+        pack_factors(scores[0][2], scores[0][3]), pack_factors(scores[1][2], scores[1][3]),
+        pack_factors(scores[2][2], scores[2][3]), pack_factors(scores[3][2], scores[3][3]));
     const int written = at.end - at.first - 8 * q; // of the 8 tokens of this lane
 #pragma unroll
     for (int c = 0; c < CHUNKS; ++c) {
@@ -128,7 +175,16 @@ __device__ __forceinline__ void attend(
             acc.out[c][t][1] *= factor[0];
             acc.out[c][t][2] *= factor[1];
             acc.out[c][t][3] *= factor[1];
+#if KV_BITS == 8
+            const uint2 narrow = *(const uint2*)(stage.values[32 * c + permuted(t, g)] + 8 * q);
+            uint4 v = widen8(narrow.x, narrow.y);
+            v.x = multiply_f16(v.x, scale_pair(value_scales.x, 0));
+            v.y = multiply_f16(v.y, scale_pair(value_scales.x, 2));
+            v.z = multiply_f16(v.z, scale_pair(value_scales.y, 0));
+            v.w = multiply_f16(v.w, scale_pair(value_scales.y, 2));
+#else
             uint4 v = *(const uint4*)(stage.values[32 * c + permuted(t, g)] + 8 * q);
+#endif
             if (written < 8) {
                 // What lies there may be NaN, and a weight of 0 would not silence it.
                 v.x = written > 1 ? v.x : written > 0 ? v.x & 0xffffu : 0;
@@ -136,18 +192,18 @@ __device__ __forceinline__ void attend(
                 v.z = written > 5 ? v.z : written > 4 ? v.z & 0xffffu : 0;
                 v.w = written > 6 ? v.w & 0xffffu : 0;
             }
-            mma32(acc.out[c][t], upper, lower, v);
+            mma32_factors(acc.out[c][t], upper, lower, v);
         }
     }
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) attention(
     const Step* step, const AttentionItem* items, const u32* block_table, const u16* queries,
-    const u16* kv, u16* out, u32 heads, u32 kv_heads, u32 layer, u32 layers, float scale) {
+    const kv_t* kv, u16* out, u32 heads, u32 kv_heads, u32 layer, u32 layers, u32 window, float scale) {
     __shared__ __align__(16) Stage stages[2];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     const u32 group = heads / kv_heads;
-    const u64 page = (u64)kv_heads * BLOCK_TOKENS * HEAD_DIM;
+    const u64 page = kv_page(kv_heads);
     wait_for_previous();
     let_next_start();
     const u32 count_of_items = step->attention_items;
@@ -155,20 +211,26 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) attention(
         // The longest contexts first.
         const AttentionItem item = items[count_of_items - 1 - index / kv_heads];
         const u32 kv_head = index % kv_heads;
-        const u16* layer_kv = kv + (u64)layer * 2 * page + kv_head * BLOCK_TOKENS * HEAD_DIM;
+        const kv_t* layer_kv = kv + (u64)layer * 2 * page;
+        const Source source = {
+            layer_kv + kv_head * KV_HEAD, layer_kv + kv_heads * KV_HEAD + kv_head * BLOCK_TOKENS, layers * 2 * page,
+            page};
         const u32* blocks = block_table + item.blocks;
         const u32 first_m = warp * 16, count = item.rows * group;
         const u32 m[2] = {first_m + g, first_m + g + 8};
         const u32 end = item.position + item.rows;
-        fetch(stages[0], blocks, layer_kv, layers * 2 * page, page, 0, end);
+        // What no row's window reaches is left out.
+        const u32 hidden = window > 0 && item.position >= window ? item.position + 1 - window : 0;
+        const u32 begin = hidden / STRIDE * STRIDE;
+        fetch(stages[0], blocks, source, begin, end);
         uint4 query[2][CHUNKS];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const u64 row = item.first_row + min(m[half], count - 1) / group;
-            const u16* from = queries + (row * heads + kv_head * group + m[half] % group) * HEAD_DIM + 8 * q;
+            const u16* from = queries + (row * heads + kv_head * group + m[half] % group) * HEAD_DIM;
 #pragma unroll
             for (int c = 0; c < CHUNKS; ++c) {
-                query[half][c] = m[half] < count ? *(const uint4*)(from + 32 * c) : zero16();
+                query[half][c] = m[half] < count ? *(const uint4*)(from + factor_place(c, q)) : zero16();
             }
         }
         Accumulator acc = {};
@@ -177,11 +239,12 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) attention(
         at.upper = item.position + min(m[0], count - 1) / group;
         at.lower = item.position + min(m[1], count - 1) / group;
         at.end = end;
+        at.window = window > 0 ? (int)window : 0x7fffffff;
         u32 turn = 0;
 #pragma unroll 1
-        for (u32 first = 0; first < end; first += STRIDE, turn ^= 1) {
+        for (u32 first = begin; first < end; first += STRIDE, turn ^= 1) {
             if (first + STRIDE < end) {
-                fetch(stages[turn ^ 1], blocks, layer_kv, layers * 2 * page, page, first + STRIDE, end);
+                fetch(stages[turn ^ 1], blocks, source, first + STRIDE, end);
                 asm volatile("cp.async.wait_group 1;" ::: "memory");
             } else {
                 asm volatile("cp.async.wait_group 0;" ::: "memory");

@@ -23,6 +23,7 @@ struct DecodeItem {
     u32 first_partial; // the place of the row's first part
     u32 partials;      // 1: this is the whole
     u32 counter;       // counts the row's finished parts
+    u32 position;      // of the row
 };
 
 // Items that thread blocks have taken, and thread blocks that are done; both 0 between launches.
@@ -52,16 +53,56 @@ __device__ __forceinline__ float over_tokens(float v, bool max) {
     return v;
 }
 
-// Adds one block of tokens, of which the first `seen` exist. Row g of the keys' matrix is token
+// A head's keys or values of one block, and the scales of them all; null where there are none.
+struct Page {
+    const kv_t* head;
+    const kv_t* scales;
+};
+
+// Adds one block of tokens, of which those from `hidden` to `seen` are seen. Row g of the keys' matrix is token
 // 4 (g / 2) + g % 2, row g + 8 the one 2 after: the weights of a lane's 4 contiguous tokens then
 // meet 8 contiguous bytes of the transposed values.
 __device__ __forceinline__ void attend(
-    Accumulator& acc, const uint4 (&query)[KEY_CHUNKS], const u16* keys, const u16* values, int seen, float scale) {
+    Accumulator& acc, const uint4 (&query)[KEY_CHUNKS], const Page& keys, const Page& values, int hidden, int seen,
+    float scale) {
     const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
     const int token = 4 * (g / 2) + g % 2;
     uint4 upper[KEY_CHUNKS], lower[KEY_CHUNKS];
     uint2 value[VALUE_TILES][2];
-    const u16* key = keys + token * HEAD_DIM + 8 * q;
+#if KV_BITS == 8
+    const kv_t* key = keys.head + token * HEAD_DIM + 16 * q;
+    uint4 narrow[2][KEY_CHUNKS / 2];
+    u32 narrow_value[VALUE_TILES][2];
+#pragma unroll
+    for (int c = 0; c < KEY_CHUNKS / 2; ++c) {
+        narrow[0][c] = __ldcs((const uint4*)(key + 64 * c));
+        narrow[1][c] = __ldcs((const uint4*)(key + 2 * HEAD_DIM + 64 * c));
+    }
+#pragma unroll
+    for (int t = 0; t < VALUE_TILES; ++t) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            narrow_value[t][half] = __ldcs((const u32*)(values.head + (16 * t + 8 * half + g) * BLOCK_TOKENS + 4 * q));
+        }
+    }
+    const u32 key_scales = *(const u32*)(keys.scales + g / 2 * 4), value_scales = *(const u32*)(values.scales + 4 * q);
+    const float scales[2] = {
+        scale * scale_of(key_scales >> 8 * (g % 2) & 0xff), scale * scale_of(key_scales >> (8 * (g % 2) + 16) & 0xff)};
+    const u32 first_scales = scale_pair(value_scales, 0), second_scales = scale_pair(value_scales, 2);
+#pragma unroll
+    for (int c = 0; c < KEY_CHUNKS; ++c) {
+        const uint4 up = narrow[0][c / 2], down = narrow[1][c / 2];
+        upper[c] = c % 2 == 0 ? widen8(up.x, up.y) : widen8(up.z, up.w);
+        lower[c] = c % 2 == 0 ? widen8(down.x, down.y) : widen8(down.z, down.w);
+    }
+#pragma unroll
+    for (int i = 0; i < VALUE_TILES * 2; ++i) {
+        const uint2 wide = widen4(narrow_value[i / 2][i % 2]);
+        value[i / 2][i % 2] = make_uint2(multiply_f16(wide.x, first_scales), multiply_f16(wide.y, second_scales));
+    }
+#else
+    const kv_t* key = keys.head + token * HEAD_DIM + 8 * q;
+    const float scales[2] = {scale, scale};
 #pragma unroll
     for (int c = 0; c < KEY_CHUNKS; ++c) {
         upper[c] = __ldcs((const uint4*)(key + 32 * c));
@@ -71,17 +112,19 @@ __device__ __forceinline__ void attend(
     for (int t = 0; t < VALUE_TILES; ++t) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            value[t][half] = __ldcs((const uint2*)(values + (16 * t + 8 * half + g) * BLOCK_TOKENS + 4 * q));
+            value[t][half] = __ldcs((const uint2*)(values.head + (16 * t + 8 * half + g) * BLOCK_TOKENS + 4 * q));
         }
     }
+#endif
     float scores[4] = {}; // of the tokens (upper, lower) x heads (2 q, 2 q + 1)
 #pragma unroll
     for (int c = 0; c < KEY_CHUNKS; ++c) {
-        mma32(scores, upper[c], lower[c], query[c]);
+        mma32_factors(scores, upper[c], lower[c], query[c]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-        scores[i] = token + i / 2 * 2 < seen ? scores[i] * scale : NOTHING;
+        const int at = token + i / 2 * 2;
+        scores[i] = at >= hidden && at < seen ? scores[i] * scales[i / 2] : NOTHING;
     }
     float factor[2];
 #pragma unroll
@@ -93,7 +136,8 @@ __device__ __forceinline__ void attend(
         scores[2 + h] = power_of_two(scores[2 + h] - max);
         acc.sum[h] = acc.sum[h] * factor[h] + scores[h] + scores[2 + h];
     }
-    const u32 first = transposed(pack(scores[0], scores[1])), second = transposed(pack(scores[2], scores[3]));
+    const u32 first = transposed(pack_factors(scores[0], scores[1]));
+    const u32 second = transposed(pack_factors(scores[2], scores[3]));
     const int own = seen - 4 * q; // of this lane's 4 tokens
 #pragma unroll
     for (int t = 0; t < VALUE_TILES; ++t) {
@@ -110,21 +154,21 @@ __device__ __forceinline__ void attend(
         for (int i = 0; i < 4; ++i) {
             acc.out[t][i] *= factor[i % 2];
         }
-        mma16(acc.out[t], value[t][0].x, value[t][1].x, value[t][0].y, value[t][1].y, first, second);
+        mma16_factors(acc.out[t], value[t][0].x, value[t][1].x, value[t][0].y, value[t][1].y, first, second);
     }
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
     const Step* step, const DecodeItem* items, const u32* block_table, const u16* queries,
-    const u16* kv, u16* out, float* partial_out, float2* partial_sums, u32* finished, Queue* queue, u32 heads,
-    u32 kv_heads, u32 layer, u32 layers, float scale) {
+    const kv_t* kv, u16* out, float* partial_out, float2* partial_sums, u32* finished, Queue* queue, u32 heads,
+    u32 kv_heads, u32 layer, u32 layers, u32 window, float scale) {
     __shared__ float shared_out[WARPS][HEADS][HEAD_DIM];
     __shared__ float2 shared_sums[WARPS][HEADS];
     __shared__ bool is_last;
     __shared__ u32 taken;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     const u32 group = heads / kv_heads;
-    const u64 page = (u64)kv_heads * BLOCK_TOKENS * HEAD_DIM;
+    const u64 page = kv_page(kv_heads);
     const bool beside_chunks = queue != nullptr;
     u32 index = blockIdx.x;
     if (beside_chunks) {
@@ -148,19 +192,26 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
         }
         const DecodeItem item = items[index / kv_heads];
         const u32 kv_head = index % kv_heads, first_head = kv_head * group;
+        // Tokens before the row's window.
+        const u32 hidden = window > 0 && item.position >= window ? item.position + 1 - window : 0;
         uint4 query[KEY_CHUNKS];
 #pragma unroll
         for (int c = 0; c < KEY_CHUNKS; ++c) {
-            const u16* from = queries + ((u64)item.row * heads + first_head + g) * HEAD_DIM + 32 * c + 8 * q;
+            const u16* from = queries + ((u64)item.row * heads + first_head + g) * HEAD_DIM + factor_place(c, q);
             query[c] = g < group ? *(const uint4*)from : zero16();
         }
         Accumulator acc = {};
         acc.max[0] = acc.max[1] = -1e30f; // finite: a warp may see no token
 #pragma unroll 1
         for (u32 token = item.kv_start + warp * BLOCK_TOKENS; token < item.kv_end; token += WARPS * BLOCK_TOKENS) {
+            if (token + BLOCK_TOKENS <= hidden) {
+                continue;
+            }
             const u64 block = block_table[item.blocks + token / BLOCK_TOKENS];
-            const u16* keys = kv + (block * layers + layer) * 2 * page + (u64)kv_head * BLOCK_TOKENS * HEAD_DIM;
-            attend(acc, query, keys, keys + page, item.kv_end - token, scale);
+            const kv_t* at = kv + (block * layers + layer) * 2 * page;
+            const Page keys = {at + kv_head * KV_HEAD, at + kv_heads * KV_HEAD + kv_head * BLOCK_TOKENS};
+            const Page values = {keys.head + page, keys.scales + page};
+            attend(acc, query, keys, values, (int)hidden - (int)token, item.kv_end - token, scale);
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {

@@ -1,5 +1,5 @@
 use crate::backend::cuda::Precision;
-use crate::backend::cuda::kernels::{PRELUDE, Target, sources};
+use crate::backend::cuda::kernels::{Ahead, Heads, PRELUDE, Target, sources};
 use crate::backend::cuda::layout::{
     AdapterGroup, AdapterLayer, AdapterModule, AttentionItem, BLOCK_TOKENS, DecodeItem, Draw, Edit,
     Row, StepCounts, TILE_ROWS, TOP_LOGPROBS, Tile,
@@ -14,7 +14,9 @@ fn compiler() -> Compiler {
 #[test]
 fn every_kernel_compiles_for_hopper_and_every_target() {
     let all = [64, 128].map(|head_dim| {
-        [Precision::Bf16, Precision::Fp8].map(|precision| Target { head_dim, precision })
+        let (bf16, fp8) = (Precision::Bf16, Precision::Fp8);
+        [(bf16, bf16), (fp8, bf16), (bf16, fp8)]
+            .map(|(precision, kv_precision)| Target { head_dim, precision, kv_precision })
     });
     for target in all.into_iter().flatten() {
         let sources = sources(target, None);
@@ -27,7 +29,8 @@ fn every_kernel_compiles_for_hopper_and_every_target() {
 #[test]
 fn host_and_kernels_agree_on_what_lies_in_device_memory() {
     let file = |name: &str| {
-        let all = sources(Target { head_dim: 64, precision: Precision::Bf16 }, None);
+        let (precision, kv_precision) = (Precision::Bf16, Precision::Bf16);
+        let all = sources(Target { head_dim: 64, precision, kv_precision }, None);
         all.into_iter().find(|s| s.file == name).map(|s| s.source).expect("such a file")
     };
     let check = |source: String, asserts: &[(&str, usize)]| {
@@ -36,13 +39,14 @@ fn host_and_kernels_agree_on_what_lies_in_device_memory() {
             .map(|(what, value)| format!("static_assert({what} == {value}, \"{what}\");\n"))
             .collect();
         let source = source + &asserts;
-        let defines = vec!["HEAD_DIM=64".into(), "WEIGHT_BITS=16".into()];
+        let defines = ["HEAD_DIM=64", "WEIGHT_BITS=16", "KV_BITS=16"].map(String::from).into();
         let compiled = compiler().compile(&Source { file: "sizes.cu", source, defines });
         compiled.unwrap_or_else(|error| panic!("{error}"));
     };
     check(
         PRELUDE.into(),
         &[
+            ("sizeof(Ahead)", size_of::<Ahead>()),
             ("sizeof(Row)", size_of::<Row>()),
             ("sizeof(Tile)", size_of::<Tile>()),
             ("sizeof(Step)", size_of::<StepCounts>()),
@@ -53,6 +57,7 @@ fn host_and_kernels_agree_on_what_lies_in_device_memory() {
             ("BLOCK_TOKENS", BLOCK_TOKENS as usize),
         ],
     );
+    check(file("rope_kv.cu"), &[("sizeof(Heads)", size_of::<Heads>())]);
     check(file("attention.cu"), &[("sizeof(AttentionItem)", size_of::<AttentionItem>())]);
     check(file("attention_decode.cu"), &[("sizeof(DecodeItem)", size_of::<DecodeItem>())]);
     check(

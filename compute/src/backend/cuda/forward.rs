@@ -4,7 +4,7 @@ use super::device::{DevicePointer, Stream};
 use super::error::CudaError;
 use super::gemm::{Gemm, Numbers, Shape};
 use super::kernels::{
-    Ahead, Attention, AttentionDecode, Embed, FEW_ROWS, FewRowsBf16, FewRowsF32, Gather, Grid, Kernel,
+    Attention, AttentionDecode, Embed, FEW_ROWS, FewRowsBf16, FewRowsF32, Gather, Grid, Kernel,
     Kernels, LoraShrink, Quantise, Residual, RmsNorm, RopeKv, Sample, Scales, SiluMul, Start,
 };
 use super::layout::{Group, Z_STRIDE};
@@ -14,15 +14,6 @@ use super::workspace::{Buffers, PlanAddresses};
 
 /// Thread blocks that the light kernels run at most on each multiprocessor.
 const BLOCKS: u32 = 8;
-/// Bytes of the next product's weights that are fetched while a light kernel runs: what memory gives
-/// in the time of one.
-const AHEAD: u32 = 12 << 20;
-/// Rows of steps whose products wait for their weights, not for the arithmetic.
-const MEMORY_BOUND_ROWS: u32 = 256;
-/// Of each row of the output projection's weights: all. The attention before it leaves the time.
-const AHEAD_OF_OUTPUT: u32 = 8192;
-/// Of each row of other weights.
-const AHEAD_OF_FEW: u32 = 4096;
 
 pub struct Forward<'a> {
     pub kernels: &'a Kernels,
@@ -49,24 +40,21 @@ impl Forward<'_> {
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let number = index as u32;
             if index == 0 {
-                let ahead = self.ahead(0, Group::Qkv);
-                self.norm(0, Scales::default(), layer.input_norm, ahead)?;
+                self.norm(0, Scales::default(), layer.input_norm)?;
             }
             self.project(number, Group::Qkv)?;
             self.rope_kv(number)?;
             self.attention(number)?;
             self.quantise(self.buffers.context, Group::Output)?;
             self.project(number, Group::Output)?;
-            let ahead = self.ahead(number, Group::GateUp);
-            self.add_and_norm(number, Group::Output, layer.post_attention_norm, ahead)?;
+            self.add_and_norm(number, Group::Output, layer.post_attention_norm)?;
             self.project(number, Group::GateUp)?;
             self.silu_mul(number)?;
             self.quantise(self.buffers.activation, Group::Down)?;
             self.project(number, Group::Down)?;
             let next = self.weights.layers.get(index + 1);
             let norm = next.map_or(self.weights.norm, |next| next.input_norm);
-            let ahead = next.map_or(Ahead::default(), |_| self.ahead(number + 1, Group::Qkv));
-            self.add_and_norm(number, Group::Down, norm, ahead)?;
+            self.add_and_norm(number, Group::Down, norm)?;
         }
         Ok(())
     }
@@ -141,7 +129,6 @@ impl Forward<'_> {
         y: DevicePointer,
         scales: Scales,
         weight: DevicePointer,
-        ahead: Ahead,
     ) -> Result<(), CudaError> {
         let b = self.buffers;
         let norm = RmsNorm {
@@ -155,26 +142,8 @@ impl Forward<'_> {
             x_scales: b.x_scales,
             width: self.weights.config.spec.hidden_size,
             eps: self.weights.config.rms_norm_eps,
-            ahead,
         };
         self.launch(Start::Early, self.kernels.blocks(self.bucket, BLOCKS), &norm)
-    }
-
-    /// What a light kernel fetches of the weights that are read next. The kernel for few rows does
-    /// that by itself.
-    fn ahead(&self, layer: u32, group: Group) -> Ahead {
-        let shape = group_shape(self.weights, group, self.bucket);
-        if is_few(shape) || shape.rows < FEW_ROWS || shape.rows > MEMORY_BOUND_ROWS {
-            return Ahead::default();
-        }
-        let row_bytes = shape.inputs * self.weights.precision.bytes() as u32;
-        Ahead {
-            weights: self.weights.layers[layer as usize].group(group),
-            rows: shape.outputs,
-            row_bytes,
-            bytes: (AHEAD / shape.outputs / 128 * 128).min(row_bytes),
-            unused: 0,
-        }
     }
 
     /// The input of a group's product in e4m3, where the weights are.
@@ -223,11 +192,7 @@ impl Forward<'_> {
             }
             _ if is_few(shape) => {
                 let Shape { outputs, inputs, rows, .. } = shape;
-                let ahead = match group {
-                    Group::Output => AHEAD_OF_OUTPUT,
-                    Group::Qkv | Group::GateUp | Group::Down => AHEAD_OF_FEW,
-                };
-                let few = FewRowsBf16 { weights, x, y, outputs, inputs, rows, ahead };
+                let few = FewRowsBf16 { weights, x, y, outputs, inputs, rows };
                 self.launch(Start::Early, self.kernels.blocks(outputs.div_ceil(16), 3), &few)
             }
             // SAFETY: see above.
@@ -243,8 +208,7 @@ impl Forward<'_> {
             return unsafe { self.gemm.multiply(self.stream, shape, weights, x, y) };
         }
         let Shape { outputs, inputs, rows, .. } = shape;
-        let ahead = AHEAD_OF_FEW;
-        let few = FewRowsF32 { weights, x, y, outputs, inputs, rows, ahead };
+        let few = FewRowsF32 { weights, x, y, outputs, inputs, rows };
         self.launch(Start::Early, self.kernels.blocks(outputs.div_ceil(16), 3), &few)
     }
 
@@ -316,7 +280,7 @@ impl Forward<'_> {
                 window,
                 scale,
             };
-            let blocks = self.kernels.blocks(self.bucket * kv_heads, 2);
+            let blocks = self.kernels.blocks(self.bucket * kv_heads, 1);
             self.launch(Start::Early, blocks, &attention)?;
         }
         let decode = AttentionDecode {
@@ -356,7 +320,6 @@ impl Forward<'_> {
             out: self.buffers.activation,
             width,
             layer,
-            ahead: self.ahead(layer, Group::Down),
         };
         let blocks = self.kernels.blocks((self.bucket * width / 64).div_ceil(4), 4);
         self.launch(Start::Early, blocks, &silu)
@@ -368,11 +331,10 @@ impl Forward<'_> {
         layer: u32,
         group: Group,
         weight: DevicePointer,
-        ahead: Ahead,
     ) -> Result<(), CudaError> {
         let scales = self.scales(layer, group);
         if !self.has_adapters {
-            return self.norm(self.buffers.y, scales, weight, ahead);
+            return self.norm(self.buffers.y, scales, weight);
         }
         let width = self.weights.config.spec.hidden_size;
         let residual = Residual {
@@ -389,7 +351,7 @@ impl Forward<'_> {
         };
         let blocks = self.kernels.blocks((self.bucket * width / 64).div_ceil(4), 4);
         self.launch(Start::Early, blocks, &residual)?;
-        self.norm(0, Scales::default(), weight, ahead)
+        self.norm(0, Scales::default(), weight)
     }
 }
 

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 const WORKSPACE: u64 = 32 << 20;
-const CANDIDATES: usize = 8;
+const CANDIDATES: usize = 16;
 /// Weights of this many layers take turns, so that the L2 cache holds none of them.
 const TIMED_LAYERS: usize = 8;
 

@@ -83,6 +83,14 @@ impl KernelId {
     }
 }
 
+/// Shared memory that a launch gives a thread block beside what the kernel declares.
+fn shared_bytes(id: KernelId) -> u32 {
+    match id {
+        KernelId::Attention => 72 << 10,
+        _ => 0,
+    }
+}
+
 /// When a kernel may start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
@@ -184,8 +192,20 @@ impl Kernels {
             for id in *ids {
                 let name = CString::new(id.name()).during("naming a kernel")?;
                 // SAFETY: the module was just loaded.
-                functions[*id as usize] = unsafe { result::module::get_function(module, name) }
+                let function = unsafe { result::module::get_function(module, name) }
                     .during("finding a kernel")?;
+                let most =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function was just found.
+                unsafe {
+                    result::function::set_function_attribute(
+                        function,
+                        most,
+                        shared_bytes(*id) as i32,
+                    )
+                }
+                .during("reserving shared memory")?;
+                functions[*id as usize] = function;
             }
         }
         Ok(Self { functions, target, multiprocessors: device.info.multiprocessors })
@@ -243,7 +263,7 @@ impl Kernels {
             blockDimX: K::THREADS,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: 0,
+            sharedMemBytes: shared_bytes(K::ID),
             hStream: stream.raw(),
             attrs: attributes.as_mut_ptr(),
             numAttrs: 1 + u32::from(start == Start::Early),

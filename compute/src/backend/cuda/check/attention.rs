@@ -103,7 +103,7 @@ fn run(
     let (chunks, singles) = (plan.counts.attention_items, plan.counts.decode_items);
     let launch = || {
         if chunks > 0 {
-            let blocks = lab.kernels.blocks(chunks * spec.num_kv_heads, 2);
+            let blocks = lab.kernels.blocks(chunks * spec.num_kv_heads, 1);
             // SAFETY: addresses are of the lab's buffers and of the cache made for this batch.
             unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, blocks, &attention) }?;
         }
@@ -120,7 +120,9 @@ fn run(
     launch()?;
     let out: Vec<bf16> = lab.read(b.context, rows * width)?;
     let expected = reference(lab, &batch, &queries, &keys, window);
-    let seen = |p: &Part| u64::from((p.position + p.rows).min(p.rows + window.unwrap_or(u32::MAX - p.rows)));
+    let seen = |p: &Part| {
+        u64::from((p.position + p.rows).min(p.rows + window.unwrap_or(u32::MAX - p.rows)))
+    };
     let tokens: u64 = parts.iter().map(seen).sum();
     let time = lab.time(tokens * kv::block_bytes(lab) as u64 / 16, launch)?;
     let error = relative_error(&to_f32(&out), &expected);

@@ -1,12 +1,12 @@
 //! The kernels that read a product's outputs and add what adapters contribute: rope and KV write,
 //! SiLU, residual.
 
-use super::{CheckError, kv};
 use super::lab::{Lab, Random, relative_error, to_f32};
 use super::lora::PlannedStep;
+use super::{CheckError, kv};
 use crate::backend::cuda::device::DeviceMemory;
 use crate::backend::cuda::error::CudaError;
-use crate::backend::cuda::kernels::{Ahead, Heads, Residual, RopeKv, Scales, SiluMul, Start};
+use crate::backend::cuda::kernels::{Heads, Residual, RopeKv, Scales, SiluMul, Start};
 use crate::backend::cuda::layout::{Group, Z_STRIDE};
 use crate::backend::cuda::weights::DeviceWeights;
 use half::bf16;
@@ -91,7 +91,6 @@ impl<'a> Consumer<'a> {
                     out: b.activation,
                     width,
                     layer: 0,
-                    ahead: Ahead::default(),
                 };
                 let blocks = lab.kernels.blocks((tiles * width / 64).div_ceil(4), 4);
                 // SAFETY: addresses are of the lab's buffers, made for more rows.

@@ -11,9 +11,7 @@ use crate::backend::{
     AdapterSlot, Backend, HostAdapter, Input, LogitsWanted, SequenceStep, StepBatch,
 };
 use crate::model::reference::{ReferenceAdapter, ReferenceModel};
-use crate::model::{
-    HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights, SlidingWindow,
-};
+use crate::model::{HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights, SlidingWindow};
 use half::bf16;
 use lorikeet_contract::adapter::Dtype;
 use lorikeet_contract::{BaseModelSpec, Linear};

@@ -142,12 +142,12 @@ fn product(
             // SAFETY: addresses are of the lab's buffers and of the weights, of these sizes.
             _ if !is_few(shape) => unsafe { gemm.multiply(&lab.stream, shape, w, input, to) },
             Numbers::Bf16ToF32 => {
-                let few = FewRowsF32 { weights: w, x: input, y: to, outputs, inputs, rows, ahead: 4096 };
+                let few = FewRowsF32 { weights: w, x: input, y: to, outputs, inputs, rows };
                 // SAFETY: as above.
                 unsafe { lab.kernels.launch(&lab.stream, start, blocks, &few) }
             }
             _ => {
-                let few = FewRowsBf16 { weights: w, x: input, y: to, outputs, inputs, rows, ahead: 4096 };
+                let few = FewRowsBf16 { weights: w, x: input, y: to, outputs, inputs, rows };
                 // SAFETY: as above.
                 unsafe { lab.kernels.launch(&lab.stream, start, blocks, &few) }
             }

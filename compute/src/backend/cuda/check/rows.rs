@@ -2,7 +2,7 @@
 
 use super::lab::{Lab, Part, Random, batch, outcome, relative_error, to_f32};
 use super::{CheckError, Outcome};
-use crate::backend::cuda::kernels::{Ahead, Embed, Gather, RmsNorm, Scales, Start};
+use crate::backend::cuda::kernels::{Embed, Gather, RmsNorm, Scales, Start};
 use half::bf16;
 
 const EPS: f32 = 1e-5;
@@ -99,7 +99,6 @@ fn norm(
         x_scales: b.partial_sums,
         width: width as u32,
         eps: EPS,
-        ahead: Ahead::default(),
     };
     let blocks = lab.kernels.blocks(rows, 8);
     // SAFETY: addresses are of the lab's buffers, made for more rows.

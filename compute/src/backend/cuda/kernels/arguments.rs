@@ -27,18 +27,6 @@ pub struct Heads {
     pub unused: u32,
 }
 
-/// The first bytes of each row of weights, to be brought to the L2 cache before they are read.
-/// `bytes`: a multiple of 16; 0: nothing.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Ahead {
-    pub weights: DevicePointer,
-    pub rows: u32,
-    pub row_bytes: u32,
-    pub bytes: u32,
-    pub unused: u32,
-}
-
 macro_rules! kernel {
     ($(#[$meta:meta])* $name:ident, $threads:literal, { $($field:ident: $type:ty),* $(,)? }) => {
         $(#[$meta])*
@@ -90,7 +78,6 @@ kernel!(
     x_scales: DevicePointer,
     width: u32,
     eps: f32,
-    ahead: Ahead,
 });
 
 kernel!(
@@ -130,7 +117,7 @@ kernel!(RopeKv, 128, {
 kernel!(
     /// `scale` includes log2(e): weights are powers of two. `window`: positions that a row sees, its
     /// own among them; 0: all.
-    Attention, 128, {
+    Attention, 256, {
     step: DevicePointer,
     items: DevicePointer,
     block_table: DevicePointer,
@@ -168,8 +155,7 @@ kernel!(
 });
 
 kernel!(
-    /// At most [`FEW_ROWS`](super::FEW_ROWS) rows; one thread block for 16 outputs. Of the first ones,
-    /// `ahead` bytes of each row of weights are fetched before the kernel before has ended.
+    /// At most [`FEW_ROWS`](super::FEW_ROWS) rows; one thread block for 16 outputs.
     FewRowsBf16, 256, {
     weights: DevicePointer,
     x: DevicePointer,
@@ -177,7 +163,6 @@ kernel!(
     outputs: u32,
     inputs: u32,
     rows: u32,
-    ahead: u32,
 });
 
 kernel!(
@@ -189,7 +174,6 @@ kernel!(
     outputs: u32,
     inputs: u32,
     rows: u32,
-    ahead: u32,
 });
 
 kernel!(
@@ -213,7 +197,6 @@ kernel!(SiluMul, 128, {
     out: DevicePointer,
     width: u32,
     layer: u32,
-    ahead: Ahead,
 });
 
 kernel!(Residual, 128, {

@@ -1,13 +1,17 @@
 // Attention of prefill chunks over paged keys and values (FlashAttention-2: Dao, 2023). The query
 // heads that share a key head are packed into the rows of the matrix instruction: row m of an item
-// is token m / group, head m % group. The warps of a thread block have 16 rows each and share the
-// keys and values in shared memory, where the next tokens arrive while these are computed.
+// is token m / group, head m % group. The warps of a team have 16 rows each and share the keys and
+// values in shared memory, where the next tokens arrive while these are computed. A thread block has
+// two teams, which take turns at the tokens and add up in the end: one alone would mostly wait for
+// its own instructions.
 //
 // `permuted` says which token stands in which column, so that the weights of 8 contiguous tokens
 // meet 16 contiguous bytes of the transposed values.
 
 #define CHUNKS (HEAD_DIM / 32)
+// Of a team.
 #define WARPS 4
+#define TEAMS 2
 // Tokens of one iteration: two blocks.
 #define STRIDE 32
 // Rows of shared memory are spaced so that the 8 lanes that read together meet different banks.
@@ -73,7 +77,7 @@ __device__ __forceinline__ void fetch(Stage& stage, const u32* blocks, const Sou
     const u64 offset[2] = {
         blocks[block] * source.block_size, (has_second ? blocks[block + 1] : 0) * source.block_size};
 #pragma unroll
-    for (u32 i = threadIdx.x; i < STRIDE * HEAD_DIM / PIECE; i += WARPS * 32) {
+    for (u32 i = threadIdx.x % (WARPS * 32); i < STRIDE * HEAD_DIM / PIECE; i += WARPS * 32) {
         const u32 token = i / (HEAD_DIM / PIECE), part = i % (HEAD_DIM / PIECE) * PIECE;
         const u32 of = token / BLOCK_TOKENS;
         const kv_t* keys = source.keys + (of == 0 ? offset[0] : offset[1]);
@@ -87,8 +91,8 @@ __device__ __forceinline__ void fetch(Stage& stage, const u32* blocks, const Sou
             value_of == 0 || has_second);
     }
 #if KV_BITS == 8
-    if (threadIdx.x < 4) {
-        const u32 of = threadIdx.x / 2, is_value = threadIdx.x % 2;
+    if (threadIdx.x % (WARPS * 32) < 4) {
+        const u32 of = threadIdx.x % 4 / 2, is_value = threadIdx.x % 2;
         kv_t* to = (is_value ? stage.value_scales : stage.key_scales) + of * BLOCK_TOKENS;
         const kv_t* from = source.scales + (of == 0 ? offset[0] : offset[1]) + is_value * source.page;
         copy16(to, from, of == 0 || has_second);
@@ -197,11 +201,24 @@ __device__ __forceinline__ void attend(
     }
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) attention(
+// Waits for the threads of this team.
+__device__ __forceinline__ void team_sync(u32 team) {
+    asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(WARPS * 32) : "memory");
+}
+
+// What a thread of the second team hands to the same of the first.
+#define HANDED (CHUNKS * 16 + 4)
+
+// The bound leaves room for a thread block of the single rows' attention beside this one.
+extern "C" __global__ void __launch_bounds__((TEAMS + 1) * WARPS * 32, 1) attention(
     const Step* step, const AttentionItem* items, const u32* block_table, const u16* queries,
     const kv_t* kv, u16* out, u32 heads, u32 kv_heads, u32 layer, u32 layers, u32 window, float scale) {
-    __shared__ __align__(16) Stage stages[2];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+    extern __shared__ __align__(16) unsigned char shared[];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % WARPS, g = lane / 4, q = lane % 4;
+    const u32 team = threadIdx.x / (WARPS * 32);
+    Stage* const stages = (Stage*)shared + 2 * team;
+    float* const handed = (float*)shared + threadIdx.x % (WARPS * 32);
+    static_assert(sizeof(Stage) * 2 * TEAMS <= 72 << 10 && HANDED * WARPS * 32 * 4 <= 72 << 10, "shared memory");
     const u32 group = heads / kv_heads;
     const u64 page = kv_page(kv_heads);
     wait_for_previous();
@@ -222,7 +239,10 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) attention(
         // What no row's window reaches is left out.
         const u32 hidden = window > 0 && item.position >= window ? item.position + 1 - window : 0;
         const u32 begin = hidden / STRIDE * STRIDE;
-        fetch(stages[0], blocks, source, begin, end);
+        const u32 own = begin + team * STRIDE;
+        if (own < end) {
+            fetch(stages[0], blocks, source, own, end);
+        }
         uint4 query[2][CHUNKS];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -242,20 +262,57 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) attention(
         at.window = window > 0 ? (int)window : 0x7fffffff;
         u32 turn = 0;
 #pragma unroll 1
-        for (u32 first = begin; first < end; first += STRIDE, turn ^= 1) {
-            if (first + STRIDE < end) {
-                fetch(stages[turn ^ 1], blocks, source, first + STRIDE, end);
+        for (u32 first = own; first < end; first += TEAMS * STRIDE, turn ^= 1) {
+            if (first + TEAMS * STRIDE < end) {
+                fetch(stages[turn ^ 1], blocks, source, first + TEAMS * STRIDE, end);
                 asm volatile("cp.async.wait_group 1;" ::: "memory");
             } else {
                 asm volatile("cp.async.wait_group 0;" ::: "memory");
             }
-            __syncthreads();
+            team_sync(team);
             at.first = first;
             if (first_m < count) {
                 attend(acc, query, stages[turn], at, scale);
             }
             // The next copies go where this has read.
-            __syncthreads();
+            team_sync(team);
+        }
+        // Of both teams: what is handed over goes where they have read.
+        __syncthreads();
+        if (team == 1) {
+#pragma unroll
+            for (int i = 0; i < CHUNKS * 16; ++i) {
+                handed[i * WARPS * 32] = acc.out[i / 16][i / 4 % 4][i % 4];
+            }
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                handed[(CHUNKS * 16 + half) * WARPS * 32] = acc.max[half];
+                handed[(CHUNKS * 16 + 2 + half) * WARPS * 32] = acc.sum[half];
+            }
+        }
+        __syncthreads();
+        if (team == 0) {
+            float factor[2], other_factor[2];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float other = handed[(CHUNKS * 16 + half) * WARPS * 32];
+                // The first tokens that a row sees may all be the second team's.
+                const float max = fmaxf(acc.max[half], other), safe = max == NOTHING ? 0.0f : max;
+                factor[half] = power_of_two(acc.max[half] - safe);
+                other_factor[half] = power_of_two(other - safe);
+                acc.sum[half] = acc.sum[half] * factor[half]
+                    + handed[(CHUNKS * 16 + 2 + half) * WARPS * 32] * other_factor[half];
+            }
+#pragma unroll
+            for (int i = 0; i < CHUNKS * 16; ++i) {
+                float& out = acc.out[i / 16][i / 4 % 4][i % 4];
+                out = out * factor[i % 4 / 2] + handed[i * WARPS * 32] * other_factor[i % 4 / 2];
+            }
+        }
+        // The next item's copies go where this has read.
+        __syncthreads();
+        if (team == 1) {
+            continue;
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {

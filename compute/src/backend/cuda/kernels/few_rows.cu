@@ -1,8 +1,7 @@
 // y = W x for up to 8 rows. A thread block owns 16 outputs at a time and all of the inputs, which
 // its warps share out; weights are the rows of the matrix instruction, the step's rows its columns.
 // Weights are always two loads ahead, also from one 16 outputs to the next, and before the kernel
-// before has ended: they depend on nothing. Of the first 16 outputs more is then brought to the L2
-// cache, `ahead` bytes of each row.
+// before has ended: they depend on nothing.
 
 #define WARPS 8
 // Inputs of one step of a warp: 128 bytes of each of 16 weight rows.
@@ -40,16 +39,11 @@ __device__ __forceinline__ Weights load(const u16* weights, Place& at) {
 
 template <bool WIDE>
 __device__ __forceinline__ void few_rows(
-    const u16* weights, const u16* x, void* y, u32 outputs, u32 inputs, u32 rows, u32 ahead) {
+    const u16* weights, const u16* x, void* y, u32 outputs, u32 inputs, u32 rows) {
     __shared__ float sums[2][WARPS][8][16];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
     Place at = {outputs, inputs, blockIdx.x * 16, (u32)warp * STRIDE};
     Weights next = load(weights, at), after = load(weights, at);
-    // What the two loads of all warps have.
-    const u32 loaded = 2 * WARPS * STRIDE * 2, output = blockIdx.x * 16 + threadIdx.x;
-    if (threadIdx.x < 16 && output < outputs && loaded < min(ahead, 2 * inputs)) {
-        prefetch((const char*)(weights + (u64)output * inputs) + loaded, min(ahead, 2 * inputs) - loaded);
-    }
     wait_for_previous();
     let_next_start();
     const u16* own_x = x + (u64)g * inputs + 8 * q;
@@ -96,11 +90,11 @@ __device__ __forceinline__ void few_rows(
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) few_rows_bf16(
-    const u16* weights, const u16* x, void* y, u32 outputs, u32 inputs, u32 rows, u32 ahead) {
-    few_rows<false>(weights, x, y, outputs, inputs, rows, ahead);
+    const u16* weights, const u16* x, void* y, u32 outputs, u32 inputs, u32 rows) {
+    few_rows<false>(weights, x, y, outputs, inputs, rows);
 }
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 3) few_rows_f32(
-    const u16* weights, const u16* x, void* y, u32 outputs, u32 inputs, u32 rows, u32 ahead) {
-    few_rows<true>(weights, x, y, outputs, inputs, rows, ahead);
+    const u16* weights, const u16* x, void* y, u32 outputs, u32 inputs, u32 rows) {
+    few_rows<true>(weights, x, y, outputs, inputs, rows);
 }

@@ -27,8 +27,7 @@ template <bool MAX> __device__ __forceinline__ float over_block(float v) {
 
 extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(
     const Step* step, float* hidden, const u16* y, Scales scales, const float* weight, u16* x, u32* x8,
-    float* x_scales, u32 width, float eps, Ahead ahead) {
-    fetch_ahead(ahead);
+    float* x_scales, u32 width, float eps) {
     wait_for_previous();
     let_next_start();
     for (u32 r = blockIdx.x; r < step->rows; r += gridDim.x) {

@@ -159,29 +159,6 @@ __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontr
 // The next kernel's thread blocks may take their places.
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 
-// What of the next product's weights is brought to the L2 cache while memory is idle: the first
-// bytes of each row, which its thread blocks all read first.
-struct Ahead {
-    const char* weights;
-    u32 rows, row_bytes;
-    u32 bytes; // a multiple of 16; 0: nothing
-    u32 unused;
-};
-
-__device__ __forceinline__ void prefetch(const char* from, u32 bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
-
-// All thread blocks together. Depends on nothing: comes before the kernel before has ended.
-__device__ __forceinline__ void fetch_ahead(const Ahead& ahead) {
-    if (ahead.bytes == 0) {
-        return;
-    }
-    for (u32 r = blockIdx.x * blockDim.x + threadIdx.x; r < ahead.rows; r += gridDim.x * blockDim.x) {
-        prefetch(ahead.weights + (u64)r * ahead.row_bytes, ahead.bytes);
-    }
-}
-
 // 4 values at any address, of which only the first `valid` exist; the others are 0.
 __device__ __forceinline__ uint2 load4(const u16* p, int valid) {
     u32 words[2];

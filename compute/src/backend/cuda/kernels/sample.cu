@@ -43,6 +43,7 @@ struct Logits {
     u32 count;
     float max;
     float temperature;
+    float bins_per_logit;
 };
 
 enum Measure { COUNT, MASS };
@@ -75,11 +76,52 @@ __device__ __forceinline__ float logit_at(const Logits& logits, u32 id) {
     return may_be_drawn ? logits.values[id] : IMPOSSIBLE;
 }
 
+// Calls `visit(id, logit)` for this thread's share of the tokens, in rising order. NaN among them.
+template <typename F> __device__ __forceinline__ void for_each(const Logits& logits, F visit) {
+    if (logits.count % 4 != 0) {
+#pragma unroll 4
+        for (u32 id = threadIdx.x; id < logits.count; id += THREADS) {
+            visit(id, logit_at(logits, id));
+        }
+        return;
+    }
+    // Every row of logits starts at a multiple of 16 bytes.
+#pragma unroll 2
+    for (u32 i = threadIdx.x; i < logits.count / 4; i += THREADS) {
+        float4 four = ((const float4*)logits.values)[i];
+        if (logits.allowed != nullptr) {
+            const u32 allowed = logits.allowed[i / 8] >> i % 8 * 4;
+            four.x = allowed & 1 ? four.x : IMPOSSIBLE;
+            four.y = allowed & 2 ? four.y : IMPOSSIBLE;
+            four.z = allowed & 4 ? four.z : IMPOSSIBLE;
+            four.w = allowed & 8 ? four.w : IMPOSSIBLE;
+        }
+        visit(4 * i, four.x);
+        visit(4 * i + 1, four.y);
+        visit(4 * i + 2, four.z);
+        visit(4 * i + 3, four.w);
+    }
+}
+
 __device__ __forceinline__ u64 mass_of(const Logits& logits, float logit) {
     if (logit == logits.max) {
         return UNIT;
     }
     return (u64)(expf((logit - logits.max) / logits.temperature) * (float)UNIT);
+}
+
+// Bins of equal width, the last one for whatever has no weight. Falls, or stays, when a logit rises.
+__device__ __forceinline__ u32 coarse_bin(const Logits& logits, float logit) {
+    if (logit == logits.max) {
+        return 0;
+    }
+    const float bin = (logits.max - logit) * logits.bins_per_logit;
+    return bin < BINS - 1 ? (u32)bin : BINS - 1;
+}
+
+// False of NaN.
+__device__ __forceinline__ bool has_weight(const Logits& logits, float logit) {
+    return logit == logits.max || (logits.max - logit) * logits.bins_per_logit < BINS - 1;
 }
 
 __device__ __forceinline__ u64 measure_of(const Logits& logits, float logit, Measure measure) {
@@ -141,17 +183,27 @@ __device__ __noinline__ u64 block_max(u64 v) {
     return v;
 }
 
+// The likeliest token: its key, then the complement of its id. 0 when every logit is NaN.
+__device__ __noinline__ u64 likeliest(const Logits& logits) {
+    float most = IMPOSSIBLE;
+    u32 of = 0xffffffffu;
+    for_each(logits, [&](u32 id, float logit) {
+        // The first of equals; IMPOSSIBLE, too, may be the largest.
+        const bool larger = logit > most || (of == 0xffffffffu && logit == most);
+        most = larger ? logit : most;
+        of = larger ? id : of;
+    });
+    return block_max(of == 0xffffffffu ? 0 : (u64)key_of(most) << 32 | ~of);
+}
+
 // Mass of the logits of at least `least`.
-__device__ __noinline__ u64 total_mass(const Logits& logits, u32 least) {
+__device__ __noinline__ u64 total_mass(const Logits& logits, float least) {
     u64 sum = 0;
-#pragma unroll 4
-    for (u32 id = threadIdx.x; id < logits.count; id += THREADS) {
-        const float logit = logit_at(logits, id);
-        const u32 key = key_of(logit);
-        if (key != 0 && key >= least) {
+    for_each(logits, [&](u32, float logit) {
+        if (logit >= least && has_weight(logits, logit)) {
             sum += mass_of(logits, logit);
         }
-    }
+    });
     return block_sum(sum);
 }
 
@@ -174,27 +226,16 @@ __device__ __forceinline__ u64 own_mass(const Bins& bins) {
     return (u64)bins.high[threadIdx.x] << 32 | bins.low[threadIdx.x];
 }
 
-// Bins of equal width, the last one for whatever has no weight. Falls, or stays, when a logit rises.
-__device__ __forceinline__ u32 coarse_bin(const Logits& logits, float logit) {
-    if (logit == logits.max) {
-        return 0;
-    }
-    const float bin = (logits.max - logit) / logits.temperature * ((BINS - 1) / WEIGHTLESS);
-    return bin < BINS - 1 ? (u32)bin : BINS - 1;
-}
 
-// Counts every token; gives the mass of all.
+// Counts every token that has weight; gives the mass of all.
 __device__ __noinline__ u64 fill_coarse(const Logits& logits) {
     clear(coarse);
-#pragma unroll 4
-    for (u32 id = threadIdx.x; id < logits.count; id += THREADS) {
-        const float logit = logit_at(logits, id);
-        const u32 bin = coarse_bin(logits, logit);
+    for_each(logits, [&](u32, float logit) {
         // Those of the last bin, most of all where nothing but a few tokens is allowed, would queue for it.
-        if (key_of(logit) != 0 && bin < BINS - 1) {
-            add(coarse, bin, mass_of(logits, logit));
+        if (has_weight(logits, logit)) {
+            add(coarse, coarse_bin(logits, logit), mass_of(logits, logit));
         }
-    }
+    });
     __syncthreads();
     return block_sum(own_mass(coarse));
 }
@@ -257,14 +298,13 @@ __device__ __noinline__ Place select(const Logits& logits, Measure measure, u64 
     while (low < high) {
         const int shift = max(32 - __clz(high - low) - BIN_BITS, 0);
         clear(fine);
-#pragma unroll 8
-        for (u32 id = threadIdx.x; id < logits.count; id += THREADS) {
-            const float logit = logit_at(logits, id);
-            const u32 key = key_of(logit);
-            if (key >= low && key <= high) {
-                add(fine, (high - key) >> shift, mass_of(logits, logit));
+        const float least = logit_of(low), most = logit_of(high);
+        for_each(logits, [&](u32, float logit) {
+            // Of the two zeros one may be a limit, but both have the key of the positive one.
+            if (logit >= least && logit <= most && key_of(logit) <= high) {
+                add(fine, (high - key_of(logit)) >> shift, mass_of(logits, logit));
             }
-        }
+        });
         __syncthreads();
         advance(place, bin, fine, measure, target);
         high -= bin << shift;
@@ -275,13 +315,13 @@ __device__ __noinline__ Place select(const Logits& logits, Measure measure, u64 
 }
 
 // The first id, in rising order, at which the measure of the ids up to it exceeds `target`. Ids
-// count whose key lies in least..=most.
-__device__ __noinline__ u32 walk(const Logits& logits, Measure measure, u32 least, u32 most, u64 target) {
+// count whose logit lies in least..=most.
+__device__ __noinline__ u32 walk(const Logits& logits, Measure measure, float least, float most, u64 target) {
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const auto measured = [&](u32 id) -> u64 {
         const float logit = logit_at(logits, id);
-        const u32 key = key_of(logit);
-        return key != 0 && key >= least && key <= most ? measure_of(logits, logit, measure) : 0;
+        const bool counts = logit >= least && logit <= most && has_weight(logits, logit);
+        return counts ? measure_of(logits, logit, measure) : 0;
     };
     u32 start = 0, end = logits.count;
     u64 before = 0;
@@ -290,7 +330,7 @@ __device__ __noinline__ u32 walk(const Logits& logits, Measure measure, u32 leas
         const u32 share = (end - start + WARPS - 1) / WARPS;
         const u32 own = min(start + warp * share, end), own_end = min(own + share, end);
         u64 sum = 0;
-#pragma unroll 4
+#pragma unroll 8
         for (u32 id = own + lane; id < own_end; id += 32) {
             sum += measured(id);
         }
@@ -339,7 +379,7 @@ __device__ double uniform(u64 seed, u32 output_index) {
 
 __device__ u32 draw(const Logits& logits, const Draw& request) {
     const bool sorted = request.top_k > 0 || request.top_p < 1.0f;
-    u64 kept = sorted ? fill_coarse(logits) : total_mass(logits, 0);
+    u64 kept = sorted ? fill_coarse(logits) : total_mass(logits, IMPOSSIBLE);
     if (request.top_k > 0 && request.top_k < logits.count) {
         const Place place = select(logits, COUNT, request.top_k - 1);
         if (place.key != 0) {
@@ -352,18 +392,19 @@ __device__ u32 draw(const Logits& logits, const Draw& request) {
         const u64 each = max(mass_of(logits, logit_of(place.key)), 1ull);
         kept = min(kept, place.mass + (wanted - place.mass + each - 1) / each * each);
     }
-    u32 least = 0;
+    float least = IMPOSSIBLE;
     if (request.min_p > 0.0f) {
-        least = key_of(logits.max + request.temperature * logf(request.min_p));
+        least = logits.max + request.temperature * logf(request.min_p);
         kept = min(kept, total_mass(logits, least));
     }
     const u64 target = min((u64)(uniform(request.seed, request.output_index) * (double)kept), kept - 1);
     if (!sorted) {
-        return walk(logits, MASS, least, 0xffffffffu, target);
+        return walk(logits, MASS, least, logits.max, target);
     }
     const Place place = select(logits, MASS, target);
     const u64 each = max(mass_of(logits, logit_of(place.key)), 1ull);
-    return walk(logits, COUNT, place.key, place.key, (target - place.mass) / each);
+    const float there = logit_of(place.key);
+    return walk(logits, COUNT, there, there, (target - place.mass) / each);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample(
@@ -385,14 +426,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
         }
         __syncthreads();
         const u32* allowed = request.mask == 0 ? nullptr : masks + (u64)(request.mask - 1) * ((vocabulary + 31) / 32);
-        Logits logits = {own, allowed, vocabulary, 0.0f, request.temperature};
-        // Key, then the complement of the id: the largest is the likeliest, and of equals the first.
-        u64 best = 0;
-#pragma unroll 8
-        for (u32 id = threadIdx.x; id < vocabulary; id += THREADS) {
-            best = max(best, (u64)key_of(logit_at(logits, id)) << 32 | ~id);
-        }
-        best = block_max(best);
+        Logits logits = {
+            own, allowed, vocabulary, 0.0f, request.temperature, (BINS - 1) / (WEIGHTLESS * request.temperature)};
+        const u64 best = likeliest(logits);
         const bool none = best >> 32 == 0; // every logit is NaN
         logits.max = logit_of(best >> 32);
         u32 token = none ? 0 : ~(u32)best;
@@ -411,17 +447,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
         if (request.logprobs == NO_LOGPROBS) {
             continue;
         }
+        logits.allowed = nullptr;
         if (request.edits > 0 || allowed != nullptr) {
-            u64 most = 0;
-            for (u32 id = threadIdx.x; id < vocabulary; id += THREADS) {
-                most = max(most, (u64)key_of(logits.values[id]));
-            }
-            logits.max = logit_of((u32)block_max(most));
+            logits.max = logit_of(likeliest(logits) >> 32);
         }
         double sum = 0.0;
-        for (u32 id = threadIdx.x; id < vocabulary; id += THREADS) {
-            sum += expf(logits.values[id] - logits.max);
-        }
+        for_each(logits, [&](u32, float logit) { sum += expf(logit - logits.max); });
 #pragma unroll
         for (int offset = 16; offset > 0; offset /= 2) {
             sum += __shfl_xor_sync(0xffffffffu, sum, offset);
@@ -441,12 +472,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
         }
         u64 previous = ~0ull;
         for (u32 rank = 0; rank < min(request.logprobs, TOP_LOGPROBS); ++rank) {
-            u64 next = 0;
-            for (u32 id = threadIdx.x; id < vocabulary; id += THREADS) {
-                const u64 candidate = (u64)key_of(logits.values[id]) << 32 | ~id;
-                next = candidate < previous ? max(next, candidate) : next;
-            }
-            previous = block_max(next);
+            // Only what comes behind the one before.
+            const float limit = rank == 0 ? -IMPOSSIBLE : logit_of(previous >> 32);
+            const u32 limit_id = rank == 0 ? 0 : ~(u32)previous + 1;
+            float most = IMPOSSIBLE;
+            u32 of = 0xffffffffu;
+            for_each(logits, [&](u32 id, float logit) {
+                const bool behind = logit < limit || (logit == limit && id >= limit_id);
+                const bool larger = behind && (logit > most || (of == 0xffffffffu && logit == most));
+                most = larger ? logit : most;
+                of = larger ? id : of;
+            });
+            previous = block_max(of == 0xffffffffu ? 0 : (u64)key_of(most) << 32 | ~of);
             if (threadIdx.x == 0) {
                 const u64 at = (u64)(first + i) * TOP_LOGPROBS + rank;
                 top_ids[at] = ~(u32)previous;

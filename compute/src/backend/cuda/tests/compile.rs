@@ -1,5 +1,5 @@
 use crate::backend::cuda::Precision;
-use crate::backend::cuda::kernels::{Ahead, Heads, PRELUDE, Target, sources};
+use crate::backend::cuda::kernels::{Heads, PRELUDE, Target, sources};
 use crate::backend::cuda::layout::{
     AdapterGroup, AdapterLayer, AdapterModule, AttentionItem, BLOCK_TOKENS, DecodeItem, Draw, Edit,
     Row, StepCounts, TILE_ROWS, TOP_LOGPROBS, Tile,
@@ -15,8 +15,11 @@ fn compiler() -> Compiler {
 fn every_kernel_compiles_for_hopper_and_every_target() {
     let all = [64, 128].map(|head_dim| {
         let (bf16, fp8) = (Precision::Bf16, Precision::Fp8);
-        [(bf16, bf16), (fp8, bf16), (bf16, fp8)]
-            .map(|(precision, kv_precision)| Target { head_dim, precision, kv_precision })
+        [(bf16, bf16), (fp8, bf16), (bf16, fp8)].map(|(precision, kv_precision)| Target {
+            head_dim,
+            precision,
+            kv_precision,
+        })
     });
     for target in all.into_iter().flatten() {
         let sources = sources(target, None);
@@ -46,7 +49,6 @@ fn host_and_kernels_agree_on_what_lies_in_device_memory() {
     check(
         PRELUDE.into(),
         &[
-            ("sizeof(Ahead)", size_of::<Ahead>()),
             ("sizeof(Row)", size_of::<Row>()),
             ("sizeof(Tile)", size_of::<Tile>()),
             ("sizeof(Step)", size_of::<StepCounts>()),

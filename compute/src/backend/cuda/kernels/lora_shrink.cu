@@ -102,14 +102,14 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 2) lora_shrink(
     const u32 start = rank_in_cluster * length, end = min(start + length, inputs);
     const u32 clusters = gridDim.x / blocks, adapted = step->tiles - step->first_adapted_tile;
     const u32 parts = min(max(clusters / max(adapted, 1u), 1u), (u32)PARTS);
-    // Ranks of a turn: RANKS shared out, in whole tiles.
-    const u32 turn_ranks = (RANKS / 8 + parts - 1) / parts * 8;
     bool is_first = true;
     let_next_start();
     for (u32 index = blockIdx.x / blocks; index < adapted * parts; index += clusters) {
         const Tile tile = tiles[step->first_adapted_tile + index / parts];
         const AdapterLayer* adapter = (const AdapterLayer*)tile.adapter + layer;
         const u32 ranks = adapter->groups[group].ranks;
+        // Ranks of a turn: shared out, in whole tiles, where they are few.
+        const u32 turn_ranks = min((u32)RANKS, (ranks + 8 * parts - 1) / (8 * parts) * 8);
         const u16* a = (const u16*)(tile.adapter + adapter->groups[group].a) + (u64)g * inputs;
         const u16* upper_x = x + (u64)(tile.first_row + g) * inputs;
         const u16* lower_x = upper_x + (u64)8 * inputs;

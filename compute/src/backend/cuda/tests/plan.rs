@@ -3,8 +3,10 @@ use crate::backend::batch::SequenceId;
 use crate::backend::cuda::check::smollm2;
 use crate::backend::cuda::layout::TILE_ROWS;
 use crate::backend::cuda::plan::{Limits, MAX_PARTIALS, StepPlan};
-use crate::backend::{AdapterSlot, Input, LogitsWanted, SequenceStep, StepBatch};
+use crate::backend::{AdapterSlot, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch};
+use crate::sampling::{SamplingParams, TokenMask};
 use proptest::prelude::*;
+use std::sync::Arc;
 
 fn limits() -> Limits {
     Limits { spec: smollm2(2), max_rows: 4096, num_blocks: 1 << 20, multiprocessors: 132 }
@@ -110,4 +112,25 @@ fn a_previous_sample_is_read_where_the_last_step_left_it() {
     plan.build(&batch, &limits(), &previous, |_| Ok(0)).expect("both were sampled");
     assert_eq!(plan.rows.iter().map(|r| r.token).collect::<Vec<_>>(), [-3, -2]);
     assert!(plan.build(&batch, &limits(), &[None], |_| Ok(0)).is_err());
+}
+
+#[test]
+fn each_masked_row_has_a_bit_for_every_token_of_the_vocabulary() {
+    let words = limits().spec.vocab_size.div_ceil(32) as usize;
+    let mut batch = batch(&[(5, 1, None), (9, 1, None), (3, 1, None)]);
+    let masks = [Some(vec![1, 2]), None, Some(vec![7; words + 3])];
+    for (sequence, mask) in batch.sequences.iter_mut().zip(&masks) {
+        sequence.sample = Some(SampleRequest {
+            params: SamplingParams::default(),
+            output_index: 0,
+            edits: Vec::new(),
+            allowed: mask.clone().map(|words| Arc::new(TokenMask::new(words))),
+            logprobs: None,
+        });
+    }
+    let plan = build(&batch);
+    assert_eq!(plan.draws.iter().map(|d| d.mask).collect::<Vec<_>>(), [1, 0, 2]);
+    let (short, long) = plan.masks.split_at(words);
+    assert_eq!((&short[..2], short[2..].iter().max()), (&[1, 2][..], Some(&0)));
+    assert_eq!(long, vec![7; words]);
 }

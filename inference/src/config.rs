@@ -7,9 +7,11 @@ mod link;
 mod residency;
 #[cfg(test)]
 mod tests;
+mod tools;
 mod vars;
 
 pub use backend::Device;
+pub use tools::ToolCalls;
 pub use vars::ConfigError;
 
 use crate::adapters::{ResidencyConfig, S3Config};
@@ -44,6 +46,7 @@ pub struct Config {
     pub model: PathBuf,
     /// None: from the model's path.
     pub model_name: Option<String>,
+    pub tool_calls: ToolCalls,
     /// Where customers reach this node, ends in /v1.
     pub public_api_url: String,
     /// The dashboard, which may call this node from a browser.
@@ -109,6 +112,7 @@ impl Config {
                 "the base model, a GGUF file or a Hugging Face directory",
             )?,
             model_name: vars.optional("LORIKEET_MODEL_NAME")?,
+            tool_calls: tools::tool_calls(vars)?,
             public_api_url: http::public_api_url(vars, listen)?,
             dashboard_origin: http::dashboard_origin(vars)?,
             cors_origins: http::cors_origins(vars)?,

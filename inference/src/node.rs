@@ -12,7 +12,7 @@ mod tests;
 
 use crate::adapters::{ObjectStore, S3Store};
 use crate::api::{self, Api, Bodies, Door, Idempotency, Tokenizing};
-use crate::config::{Config, DrainConfig};
+use crate::config::{Config, DrainConfig, ToolCalls};
 use crate::durable::unix_ms;
 use crate::engine::{EngineHandle, EngineState};
 use crate::guidance::Guidance;
@@ -130,6 +130,7 @@ pub async fn serve(
         tokenizer,
         tokenizing: Tokenizing::default(),
         chat_template: model.chat_template,
+        calls_tools: config.tool_calls != ToolCalls::Refused,
         guidance: Arc::new(guidance),
         manifest,
         usage: usage.clone(),
@@ -251,6 +252,9 @@ struct Model {
 async fn load_model(config: &Config, progress: Arc<LoadProgress>) -> anyhow::Result<Model> {
     let (path, name) = (config.model.clone(), config.model_name.clone());
     let load = move || model::load(&path, name.as_deref(), &progress);
-    let LoadedModel { weights, tokenizer, chat_template } = spawn_blocking(load).await??;
+    let LoadedModel { weights, tokenizer, mut chat_template } = spawn_blocking(load).await??;
+    if let ToolCalls::As(format) = config.tool_calls {
+        chat_template.set_tool_format(format);
+    }
     Ok(Model { base: weights.config.spec.clone(), weights, tokenizer, chat_template })
 }

@@ -1,9 +1,11 @@
 """The node behind langchain."""
 
 import os
+from typing import Literal
 
 import openai
 from langchain_core.messages import HumanMessage
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 
 
@@ -38,6 +40,28 @@ assert model().invoke(ASK, stop=[stop]).content == whole.content.split(stop)[0]
 assert model(logprobs=True).invoke(ASK).response_metadata["logprobs"]["content"]
 assert len(model(n=3).generate([[HumanMessage(ASK)]]).generations[0]) == 3
 assert model(use_responses_api=True, seed=None).invoke(ASK).text
+
+
+@tool
+def get_weather(city: Literal["Graz", "Linz"]) -> str:
+    """The weather in a city now."""
+    return f"sunny in {city}"
+
+
+caller = model(max_tokens=60).bind_tools([get_weather], tool_choice="get_weather")
+asked = caller.invoke(ASK)
+[call] = asked.tool_calls
+assert call["name"] == "get_weather" and call["args"]["city"] in ("Graz", "Linz"), call
+gathered = None
+for chunk in caller.stream(ASK):
+    gathered = chunk if gathered is None else gathered + chunk
+assert gathered.tool_calls[0]["args"] == call["args"], gathered
+told = get_weather.invoke(call)
+answer = model().bind_tools([get_weather]).invoke([HumanMessage(ASK), asked, told])
+assert answer.usage_metadata["input_tokens"] > asked.usage_metadata["input_tokens"]
+asked = model(use_responses_api=True, seed=None, max_tokens=60).bind_tools([get_weather], tool_choice="any")
+assert asked.invoke(ASK).tool_calls[0]["name"] == "get_weather"
+
 raises(openai.NotFoundError, lambda: model("nobody-has-it").invoke(ASK))
 raises(openai.AuthenticationError, lambda: model(key="lk_live_wrong").invoke(ASK))
 print("ok")

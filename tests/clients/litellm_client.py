@@ -1,5 +1,6 @@
 """The node behind litellm."""
 
+import json
 import os
 
 import litellm
@@ -13,9 +14,8 @@ def chat(model=MODEL, key=os.environ["API_KEY"], **more):
         model=f"openai/{model}",
         api_base=os.environ["BASE_URL"],
         api_key=key,
-        messages=ASK,
         num_retries=0,
-        **{"max_tokens": 12, "seed": 7, **more},
+        **{"messages": ASK, "max_tokens": 12, "seed": 7, **more},
     )
 
 
@@ -37,6 +37,23 @@ assert usages[-1].completion_tokens == 12, usages
 assert len(chat(n=3).choices) == 3
 assert chat(stop=[text[4:9]]).choices[0].message.content == text.split(text[4:9])[0]
 assert chat(logprobs=True, top_logprobs=2).choices[0].logprobs.content
+parameters = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Graz", "Linz"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+tools = [{"type": "function", "function": {"name": "get_weather", "parameters": parameters}}]
+forced = {"type": "function", "function": {"name": "get_weather"}}
+asked = chat(tools=tools, tool_choice=forced, max_tokens=60)
+[call] = asked.choices[0].message.tool_calls
+assert json.loads(call.function.arguments)["city"] in ("Graz", "Linz"), call
+chunks = list(chat(tools=tools, tool_choice=forced, max_tokens=60, stream=True))
+built = litellm.stream_chunk_builder(chunks)
+assert built.choices[0].message.tool_calls[0].function.arguments == call.function.arguments
+told = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+answer = chat(tools=tools, messages=[*ASK, asked.choices[0].message.model_dump(), told])
+assert answer.usage.prompt_tokens > asked.usage.prompt_tokens
 raises(litellm.NotFoundError, lambda: chat(model="nobody-has-it"))
 raises(litellm.AuthenticationError, lambda: chat(key="lk_live_wrong"))
 raises(litellm.BadRequestError, lambda: chat(temperature=9))

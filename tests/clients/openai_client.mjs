@@ -31,6 +31,44 @@ assert.equal((await chat({ model: ADAPTER })).model, `${ADAPTER}@1`);
 const response = await client.responses.create({ model: MODEL, input: messages, max_output_tokens: 12 });
 assert.ok(response.output_text);
 
+// A round with a tool, whole and in a stream.
+const parameters = {
+  type: "object",
+  properties: { city: { enum: ["Graz", "Linz"] } },
+  required: ["city"],
+  additionalProperties: false,
+};
+const tools = [{ type: "function", function: { name: "get_weather", parameters } }];
+const forced = { tools, tool_choice: { type: "function", function: { name: "get_weather" } }, max_tokens: 60 };
+const asked = await chat(forced);
+assert.equal(asked.choices[0].finish_reason, "tool_calls");
+const [call] = asked.choices[0].message.tool_calls;
+assert.ok(["Graz", "Linz"].includes(JSON.parse(call.function.arguments).city));
+const runner = client.chat.completions.stream({ ...body, ...forced });
+const gathered = await runner.finalMessage();
+assert.equal(gathered.tool_calls[0].function.arguments, call.function.arguments);
+const told = { role: "tool", tool_call_id: call.id, content: "sunny" };
+const answer = await chat({ tools, messages: [...messages, asked.choices[0].message, told] });
+assert.ok(answer.usage.prompt_tokens > asked.usage.prompt_tokens);
+
+const ask = {
+  model: MODEL,
+  tools: [{ type: "function", name: "get_weather", parameters, strict: true }],
+  max_output_tokens: 60,
+};
+const choice = { type: "function", name: "get_weather" };
+const calling = await client.responses.create({ ...ask, input: messages, tool_choice: choice });
+assert.equal(calling.output[0].type, "function_call");
+let pieces = "";
+for await (const event of await client.responses.create({ ...ask, input: messages, tool_choice: choice, stream: true })) {
+  if (event.type === "response.function_call_arguments.delta") pieces += event.delta;
+  if (event.type === "response.function_call_arguments.done") assert.equal(event.arguments, pieces);
+}
+assert.ok(JSON.parse(pieces).city);
+const output = { type: "function_call_output", call_id: calling.output[0].call_id, output: "sunny" };
+const went = await client.responses.create({ ...ask, input: [...messages, calling.output[0], output] });
+assert.ok(went.usage.input_tokens > calling.usage.input_tokens);
+
 const leaving = await chat({ stream: true, max_tokens: 2000 });
 for await (const _ of leaving) break;
 leaving.controller.abort();

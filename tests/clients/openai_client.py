@@ -1,5 +1,6 @@
 """Walks the node's API with the official Python client."""
 
+import json
 import os
 import re
 import time
@@ -86,6 +87,51 @@ with client.responses.stream(model=MODEL, input=ASK, max_output_tokens=12) as st
     for event in stream:
         kinds.append(event.type)
 assert kinds[0] == "response.created" and kinds[-1] == "response.incomplete", kinds
+
+# A round with a tool: the model must call it, whole and in a stream, and goes on from what came of it.
+PARAMETERS = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Graz", "Linz"]}},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+FUNCTION = {"name": "get_weather", "description": "The weather now.", "parameters": PARAMETERS}
+TOOLS = [{"type": "function", "function": {**FUNCTION, "strict": True}}]
+FORCED = {"type": "function", "function": {"name": "get_weather"}}
+
+asked = chat(tools=TOOLS, tool_choice=FORCED, max_tokens=60)
+assert asked.choices[0].finish_reason == "tool_calls", asked
+[call] = asked.choices[0].message.tool_calls
+assert call.function.name == "get_weather"
+assert json.loads(call.function.arguments)["city"] in ("Graz", "Linz")
+pieces, name = "", None
+for chunk in chat(tools=TOOLS, tool_choice=FORCED, max_tokens=60, stream=True):
+    for delta in chunk.choices[0].delta.tool_calls or []:
+        assert delta.index == 0
+        name = delta.function.name or name
+        pieces += delta.function.arguments
+assert (name, pieces) == ("get_weather", call.function.arguments), (name, pieces)
+required = chat(tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=60)
+assert len(required.choices[0].message.tool_calls) == 1
+told = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+answer = chat(messages=[*ASK, asked.choices[0].message, told], tools=TOOLS)
+assert answer.usage.prompt_tokens > asked.usage.prompt_tokens
+
+RESPONSE_TOOLS = [{"type": "function", "strict": True, **FUNCTION}]
+ask = {"model": MODEL, "tools": RESPONSE_TOOLS, "max_output_tokens": 60}
+asked = client.responses.create(input=ASK, tool_choice={"type": "function", "name": "get_weather"}, **ask)
+[call] = asked.output
+assert (call.type, call.name, call.status) == ("function_call", "get_weather", "completed"), call
+assert json.loads(call.arguments)["city"] in ("Graz", "Linz")
+with client.responses.stream(input=ASK, tool_choice="required", **ask) as stream:
+    events = list(stream)
+    final = stream.get_final_response()
+deltas = [e for e in events if e.type == "response.function_call_arguments.delta"]
+assert "".join(e.delta for e in deltas if e.output_index == 0) == final.output[0].arguments
+assert any(e.type == "response.function_call_arguments.done" for e in events)
+told = {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"}
+answer = client.responses.create(input=[*ASK, call, told], **ask)
+assert answer.usage.input_tokens > asked.usage.input_tokens
 
 # Left in its midst: the connection closes, and the engine has let go of the sequence long before it
 # could have come to its end.

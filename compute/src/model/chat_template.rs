@@ -3,6 +3,7 @@
 //! only, never from a customer.
 
 use super::python::{self, JsonStyle};
+use super::tools::{ToolCall, ToolFormat};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde};
 use minijinja::{Environment, Error, ErrorKind, Value};
@@ -10,11 +11,27 @@ use serde::Serialize;
 use std::error::Error as _;
 use time::OffsetDateTime;
 
-/// One turn of a chat.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// One turn of a chat, with the fields that templates read. Templates ask whether those of tools are there.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ChatMessage {
+    /// system, user, assistant, or tool.
     pub role: String,
     pub content: String,
+    /// What the assistant called in this turn.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call that a turn of a tool answers, and the function called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl ChatMessage {
+    /// A turn of text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), ..Self::default() }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,15 +54,38 @@ pub struct TemplateTokens {
     pub eos: Option<String>,
 }
 
+/// The texts of a model's templates.
+#[derive(Debug, Clone, Copy)]
+pub struct TemplateSources<'s> {
+    pub chat: &'s str,
+    /// Used instead where there are tools; some models have one.
+    pub tool_use: Option<&'s str>,
+}
+
+impl<'s> From<&'s str> for TemplateSources<'s> {
+    fn from(chat: &'s str) -> Self {
+        Self { chat, tool_use: None }
+    }
+}
+
 pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: TemplateTokens,
+    /// How the model writes calls.
+    tool_format: ToolFormat,
+    /// Whether the template itself tells the model of tools.
+    knows_tools: bool,
 }
 
-const NAME: &str = "chat";
+const CHAT: &str = "chat";
+const TOOL_USE: &str = "tool_use";
 
 impl ChatTemplate {
-    pub fn new(source: &str, tokens: TemplateTokens) -> Result<Self, TemplateError> {
+    pub fn new<'s>(
+        sources: impl Into<TemplateSources<'s>>,
+        tokens: TemplateTokens,
+    ) -> Result<Self, TemplateError> {
+        let TemplateSources { chat, tool_use } = sources.into();
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -57,27 +97,54 @@ impl ChatTemplate {
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|e| TemplateError::Malformed(format!("{e:#}")))?;
-        Ok(Self { environment, tokens })
+        for (name, source) in [(CHAT, Some(chat)), (TOOL_USE, tool_use)] {
+            let Some(source) = source else { continue };
+            environment
+                .add_template_owned(name, without_generation_tags(source))
+                .map_err(|e| TemplateError::Malformed(format!("{e:#}")))?;
+        }
+        let of_tools = tool_use.unwrap_or(chat);
+        Ok(Self {
+            environment,
+            tokens,
+            tool_format: ToolFormat::of_template(of_tools),
+            knows_tools: of_tools.contains("tools"),
+        })
+    }
+
+    pub fn tool_format(&self) -> ToolFormat {
+        self.tool_format
+    }
+
+    /// For a model that calls tools in another way than its template lets one think.
+    pub fn set_tool_format(&mut self, format: ToolFormat) {
+        self.tool_format = format;
+    }
+
+    pub fn knows_tools(&self) -> bool {
+        self.knows_tools
     }
 
     /// The prompt as text. With `add_generation_prompt` it ends where the assistant's answer begins.
+    /// `tools` are objects `{"type": "function", "function": {"name", "description", "parameters"}}`.
     pub fn render(
         &self,
         messages: &[ChatMessage],
+        tools: &[serde_json::Value],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        let tools = (!tools.is_empty()).then(|| Value::from(Serde(tools)));
+        let has_own = tools.is_some() && self.environment.get_template(TOOL_USE).is_ok();
+        let name = if has_own { TOOL_USE } else { CHAT };
         let context = minijinja::context! {
             messages => Value::from(Serde(messages)),
             add_generation_prompt,
             bos_token => self.tokens.bos.as_deref().unwrap_or_default(),
             eos_token => self.tokens.eos.as_deref().unwrap_or_default(),
-            tools => (),
+            tools,
             documents => (),
         };
-        let template = self.environment.get_template(NAME).map_err(refusal_or_failure)?;
+        let template = self.environment.get_template(name).map_err(refusal_or_failure)?;
         template.render(context).map_err(refusal_or_failure)
     }
 }

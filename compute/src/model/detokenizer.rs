@@ -8,19 +8,26 @@ use std::sync::Arc;
 /// with each maximal invalid part replaced by U+FFFD.
 pub struct Detokenizer {
     pieces: Arc<Pieces>,
+    /// Special tokens that give their names.
+    shown: Vec<u32>,
     /// The beginning of a character; at most three bytes.
     pending: Vec<u8>,
 }
 
 impl Detokenizer {
     pub(super) fn new(pieces: Arc<Pieces>) -> Self {
-        Self { pieces, pending: Vec::new() }
+        Self { pieces, shown: Vec::new(), pending: Vec::new() }
     }
 
-    /// The text that this token completes, often empty inside a character. Special tokens and ids that
-    /// are no token give none.
+    /// These special tokens give their names as text.
+    pub fn showing(self, shown: Vec<u32>) -> Self {
+        Self { shown, ..self }
+    }
+
+    /// The text that this token completes, often empty inside a character. Special tokens that are
+    /// not [shown](Self::showing) and ids that are no token give none.
     pub fn push(&mut self, token: u32) -> String {
-        if self.pieces.is_special(token) {
+        if self.pieces.is_special(token) && !self.shown.contains(&token) {
             return String::new();
         }
         let pieces = self.pieces.clone();

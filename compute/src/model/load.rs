@@ -1,9 +1,10 @@
 use super::assemble::assemble;
-use super::chat_template::TemplateTokens;
+use super::chat_template::{TemplateSources, TemplateTokens};
 use super::gguf::Gguf;
 use super::hugging_face::HuggingFace;
-use super::{ChatMessage, ChatTemplate, LoadProgress, ModelError, ModelWeights};
-use super::{Specials, TemplateError, Tokenizer, TokenizerError};
+use super::{ChatMessage, ChatTemplate, FunctionCall, LoadProgress, ModelError, ModelWeights};
+use super::{Specials, TemplateError, Tokenizer, TokenizerError, ToolCall};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 
@@ -47,7 +48,8 @@ fn load_gguf(path: &Path, id: &str, progress: &LoadProgress) -> Result<LoadedMod
     let config = gguf.config(id)?;
     let tokenizer = gguf.tokenizer()?;
     let template = gguf.optional_string("tokenizer.chat_template")?;
-    let chat_template = chat_template(path, template, gguf.template_tokens()?)?;
+    let tool_use = gguf.optional_string("tokenizer.chat_template.tool_use")?;
+    let chat_template = chat_template(path, template, tool_use, gguf.template_tokens()?)?;
     check_vocabulary(path, &tokenizer, config.spec.vocab_size)?;
     let weights = assemble(config, &gguf, progress)?;
     Ok(LoadedModel { weights, tokenizer, chat_template })
@@ -63,8 +65,9 @@ fn load_hugging_face(
     let path = files.tokenizer_path();
     let json = fs::read(&path).map_err(ModelError::io(&path))?;
     let tokenizer = Tokenizer::from_json(&json).map_err(|e| e.in_file(&path))?;
-    let (template, template_tokens) = files.template()?;
-    let chat_template = chat_template(directory, template.as_deref(), template_tokens)?;
+    let templates = files.templates()?;
+    let (chat, tool_use) = (templates.chat.as_deref(), templates.tool_use.as_deref());
+    let chat_template = chat_template(directory, chat, tool_use, templates.tokens)?;
     check_vocabulary(&path, &tokenizer, config.spec.vocab_size)?;
     let weights = assemble(config, &files, progress)?;
     Ok(LoadedModel { weights, tokenizer, chat_template })
@@ -72,13 +75,15 @@ fn load_hugging_face(
 
 fn chat_template(
     path: &Path,
-    source: Option<&str>,
+    chat: Option<&str>,
+    tool_use: Option<&str>,
     tokens: TemplateTokens,
 ) -> Result<ChatTemplate, ModelError> {
-    let source = source.ok_or_else(|| {
+    let chat = chat.ok_or_else(|| {
         ModelError::unsupported(path, "a model without a chat template (use its instruct version)")
     })?;
-    ChatTemplate::new(source, tokens).map_err(|e| ModelError::unsupported(path, e.to_string()))
+    ChatTemplate::new(TemplateSources { chat, tool_use }, tokens)
+        .map_err(|e| ModelError::unsupported(path, e.to_string()))
 }
 
 /// Every token must have a row in the embedding; rows without a token are padding.
@@ -111,26 +116,63 @@ fn is_quantization(part: &str) -> bool {
 impl LoadedModel {
     /// See [`ChatTemplate::prompt`].
     pub fn prompt(&self, messages: &[ChatMessage]) -> Result<Vec<u32>, PromptError> {
-        self.chat_template.prompt(&self.tokenizer, messages)
+        self.chat_template.prompt(&self.tokenizer, messages, &[])
     }
 }
 
 impl ChatTemplate {
     /// The prompt of a chat, up to where the assistant's answer begins. Only the template can write
-    /// special tokens: their names inside a message stay text.
+    /// special tokens: their names inside a message or a tool stay text. A template that knows no tools
+    /// is helped out. `tools` as in [`ChatTemplate::render`].
     pub fn prompt(
         &self,
         tokenizer: &Tokenizer,
         messages: &[ChatMessage],
+        tools: &[Value],
     ) -> Result<Vec<u32>, PromptError> {
-        let messages: Vec<ChatMessage> = messages
-            .iter()
-            .map(|message| ChatMessage {
-                role: tokenizer.defuse(&message.role).into_owned(),
-                content: tokenizer.defuse(&message.content).into_owned(),
-            })
-            .collect();
-        let text = self.render(&messages, true)?;
+        let mut messages: Vec<ChatMessage> =
+            messages.iter().map(|message| defused(tokenizer, message)).collect();
+        let tools: Vec<Value> = tools.iter().map(|tool| defused_json(tokenizer, tool)).collect();
+        let format = self.tool_format();
+        let text = if self.knows_tools() {
+            format.fit_ids(&mut messages);
+            self.render(&messages, &tools, true)?
+        } else {
+            self.render(&format.as_text(messages, &tools), &[], true)?
+        };
         Ok(tokenizer.encode(&text, Specials::Recognised)?)
+    }
+}
+
+fn defused(tokenizer: &Tokenizer, message: &ChatMessage) -> ChatMessage {
+    let text = |text: &String| tokenizer.defuse(text).into_owned();
+    let call = |call: &ToolCall| ToolCall {
+        id: text(&call.id),
+        function: FunctionCall {
+            name: text(&call.function.name),
+            arguments: defused_json(tokenizer, &call.function.arguments),
+        },
+        ..*call
+    };
+    ChatMessage {
+        role: text(&message.role),
+        content: text(&message.content),
+        tool_calls: message.tool_calls.iter().map(call).collect(),
+        tool_call_id: message.tool_call_id.as_ref().map(text),
+        name: message.name.as_ref().map(text),
+    }
+}
+
+fn defused_json(tokenizer: &Tokenizer, value: &Value) -> Value {
+    match value {
+        Value::String(text) => tokenizer.defuse(text).into(),
+        Value::Array(items) => items.iter().map(|item| defused_json(tokenizer, item)).collect(),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| {
+                (tokenizer.defuse(name).into_owned(), defused_json(tokenizer, value))
+            });
+            Value::Object(fields.collect())
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
     }
 }

@@ -18,6 +18,7 @@ mod rope;
 #[cfg(test)]
 mod tests;
 pub mod tokenizer;
+mod tools;
 pub mod weights;
 
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
@@ -27,4 +28,5 @@ pub use load::{LoadedModel, PromptError, load};
 pub use progress::LoadProgress;
 pub use rope::{Rope, RopeScaling, RopeTable, Yarn};
 pub use tokenizer::{Specials, Tokenizer, TokenizerError};
+pub use tools::{FunctionCall, ToolCall, ToolFormat};
 pub use weights::{HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights, SlidingWindow};

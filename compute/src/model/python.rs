@@ -184,7 +184,7 @@ pub(super) struct JsonStyle {
 }
 
 /// Python's `json.dumps`.
-pub(super) fn json(value: &Value, style: JsonStyle) -> Result<String, serde_json::Error> {
+pub(super) fn json(value: &impl Serialize, style: JsonStyle) -> Result<String, serde_json::Error> {
     let mut out = Vec::new();
     // Between items of an indented list stands a line end, so that the space is left out.
     let item = if style.indent.is_some() { "," } else { ", " };

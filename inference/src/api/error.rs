@@ -12,6 +12,7 @@ use lorikeet_compute::model::{PromptError, TemplateError};
 use lorikeet_contract::RequestId;
 use lorikeet_contract::key::ParseKeyError;
 use serde_json::{Value, json};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,6 +96,16 @@ pub enum ApiError {
 impl ApiError {
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid { message: message.into(), param: Some(param.into()) }
+    }
+
+    /// The same about a part of the body, with the part's place.
+    pub fn within(self, place: impl Display) -> Self {
+        match self {
+            Self::Invalid { message, param: Some(param) } => {
+                Self::Invalid { message, param: Some(format!("{place}.{param}")) }
+            }
+            error => error,
+        }
     }
 
     pub fn status(&self) -> StatusCode {

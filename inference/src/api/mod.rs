@@ -30,6 +30,7 @@ mod stream;
 mod timing;
 mod tokenizing;
 mod tokens;
+mod tools;
 mod usage;
 mod warm_up;
 
@@ -69,6 +70,8 @@ pub struct Api {
     pub tokenizer: Arc<Tokenizer>,
     pub tokenizing: Tokenizing,
     pub chat_template: ChatTemplate,
+    /// Whether the model is told of tools, and calls of them are read.
+    pub calls_tools: bool,
     pub guidance: Arc<Guidance>,
     pub manifest: Arc<Manifest>,
     pub usage: Arc<UsageLog>,

@@ -3,6 +3,7 @@
 use super::error::ApiError;
 use super::generation::{Counts, Ending, Generation, Piece, Progress, TokenLogprob};
 use super::stream;
+use super::tools::Part;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -26,8 +27,42 @@ pub trait Shape: Send + 'static {
 #[derive(Debug)]
 pub struct Choice {
     pub text: String,
+    pub calls: Vec<Call>,
     pub logprobs: Vec<TokenLogprob>,
     pub ending: Ending,
+}
+
+#[derive(Debug)]
+pub struct Call {
+    pub name: String,
+    /// A JSON object.
+    pub arguments: String,
+}
+
+impl Choice {
+    fn new() -> Self {
+        Self { text: String::new(), calls: vec![], logprobs: vec![], ending: Ending::Stop }
+    }
+
+    fn grow(&mut self, piece: Piece) {
+        self.logprobs.extend(piece.logprobs);
+        for part in piece.parts {
+            match part {
+                Part::Text(text) => self.text += &text,
+                Part::Call(name) => self.calls.push(Call { name, arguments: String::new() }),
+                Part::Arguments(more) => {
+                    if let Some(call) = self.calls.last_mut() {
+                        call.arguments += &more;
+                    }
+                }
+                Part::CallEnd => {}
+                Part::NoCall { text, .. } => {
+                    self.calls.pop();
+                    self.text += &text;
+                }
+            }
+        }
+    }
 }
 
 /// Server-sent events as they go over the wire.
@@ -60,6 +95,14 @@ impl Events {
     }
 }
 
+/// As older endpoints call it.
+pub fn finish_reason(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Stop => "stop",
+        Ending::Length => "length",
+    }
+}
+
 /// Generates and answers. Until the first token an error still has a status of its own.
 pub async fn respond<S: Shape>(
     mut generation: Generation,
@@ -88,11 +131,9 @@ async fn collect(
     loop {
         let Progress { choice, piece, ending } = progress;
         if choices.len() <= choice {
-            let empty = || Choice { text: String::new(), logprobs: vec![], ending: Ending::Stop };
-            choices.resize_with(choice + 1, empty);
+            choices.resize_with(choice + 1, Choice::new);
         }
-        choices[choice].text += &piece.text;
-        choices[choice].logprobs.extend(piece.logprobs);
+        choices[choice].grow(piece);
         if let Some(ending) = ending {
             choices[choice].ending = ending;
         }

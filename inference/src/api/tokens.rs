@@ -8,6 +8,7 @@ use super::description::{OF_A_BODY, OF_A_KEY, OF_A_MODEL};
 use super::error::ApiError;
 use super::messages::CHAT;
 use super::models::resolve;
+use super::tools;
 use axum::extract::State;
 use axum::{Extension, Json};
 use lorikeet_compute::model::Specials;
@@ -64,7 +65,11 @@ pub fn add_schemas(reference: &mut Reference) {
         })
     };
     let messages = json!({ "type": "array", "minItems": 1, "items": named("Message") });
-    let either = [with("prompt", json!({ "type": "string" })), with("messages", messages)];
+    let mut chat = with("messages", messages);
+    for (name, property) in tools::schema::chat_properties() {
+        chat["properties"][name] = property;
+    }
+    let either = [with("prompt", json!({ "type": "string" })), chat];
     reference.schema("TokenizeRequest", json!({ "anyOf": either }));
     let tokens = json!({ "type": "integer", "minimum": 0, "maximum": u32::MAX });
     let detokenize = json!({
@@ -88,6 +93,7 @@ pub async fn tokenize(
     resolve(&api.base, &caller, &fields.required::<String>("model")?)?;
     let text: Option<String> = fields.take("prompt")?;
     let chat = fields.take(CHAT.field)?.map(|raw| CHAT.read(raw)).transpose()?;
+    let tools = tools::CHAT.take(&mut fields)?;
     let with_texts = fields.flag("return_token_strs")?;
     // The template says what an answer begins with, and which tokens are special.
     fields.pass("add_generation_prompt", |value| *value == json!(true));
@@ -95,7 +101,7 @@ pub async fn tokenize(
     fields.finish()?;
     let tokens = match (text, chat) {
         (Some(text), None) => text_tokens(&api, text).await?,
-        (None, Some(messages)) => prompt(&api, messages).await?,
+        (None, Some(messages)) => prompt(&api, messages, tools.told()).await?,
         _ => {
             let message = "Exactly one of `prompt` and `messages` is wanted.";
             return Err(ApiError::invalid("prompt", message));

@@ -33,6 +33,15 @@ impl Grammar {
         Self::Json(json!({ "type": "object" }))
     }
 
+    /// The schema as answers follow it: with a few blanks, at most, between the tokens of JSON.
+    pub fn followed(mut schema: Value) -> Value {
+        schema::tighten(&mut schema);
+        if let Value::Object(fields) = &mut schema {
+            fields.insert("x-guidance".into(), json!({ "whitespace_pattern": JSON_BLANKS }));
+        }
+        schema
+    }
+
     /// Equal grammars have one name.
     pub fn digest(&self) -> [u8; 32] {
         let (kind, text) = self.text();
@@ -70,15 +79,7 @@ impl Grammar {
 
     pub(super) fn to_llguidance(&self) -> TopLevelGrammar {
         match self {
-            Self::Json(schema) => {
-                let mut schema = schema.clone();
-                schema::tighten(&mut schema);
-                if let Value::Object(fields) = &mut schema {
-                    fields
-                        .insert("x-guidance".into(), json!({ "whitespace_pattern": JSON_BLANKS }));
-                }
-                TopLevelGrammar::from_json_schema(schema)
-            }
+            Self::Json(schema) => TopLevelGrammar::from_json_schema(Self::followed(schema.clone())),
             Self::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Self::Choice(choices) => {
                 // Lark's strings are JSON's.

@@ -27,6 +27,9 @@ mod turns;
 mod vocabulary;
 mod walker;
 
+#[cfg(test)]
+pub(crate) use tests::walk;
+
 pub use compile::{CompileError, Compiled, Guidance};
 pub use grammar::Grammar;
 pub use pool::{MaskDone, MaskPool};

@@ -29,7 +29,7 @@ pub fn lark(text: &str) -> Grammar {
 }
 
 /// What random draws among the allowed tokens make, ended by the grammar or by an end token.
-async fn walk(grammar: Grammar, seed: u64) -> String {
+pub(crate) async fn walk(grammar: Grammar, seed: u64) -> String {
     let compiled = guidance().compile(tenant(1), &grammar).await.expect("compiles");
     let Guide { mut walker, first, .. } = compiled.guide("test");
     let config = &base_model().weights.config;

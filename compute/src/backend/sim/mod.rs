@@ -74,6 +74,8 @@ pub struct SimConfig {
     /// Walks through every sequence's whole prefix in every step.
     pub check_prefixes: bool,
     pub faults: SimFaults,
+    /// What every answer begins with, in place of drawn tokens.
+    pub script: Vec<u32>,
 }
 
 impl Default for SimConfig {
@@ -99,6 +101,7 @@ impl Default for SimConfig {
             clock: SimClock::real(),
             check_prefixes: false,
             faults: SimFaults::default(),
+            script: Vec::new(),
         }
     }
 }
@@ -161,7 +164,8 @@ impl SimBackend {
         let seed = if request.params.temperature > 0.0 { request.params.seed } else { 0 };
         let (vocab, allowed) = (u64::from(self.config.vocab_size), request.allowed.as_deref());
         let ranks = Ranks::new(mix(state ^ self.config.seed, seed), vocab, allowed);
-        let token = ranks.likeliest(&request.edits, allowed);
+        let scripted = self.config.script.get(request.output_index as usize).copied();
+        let token = scripted.unwrap_or_else(|| ranks.likeliest(&request.edits, allowed));
         let nth = |rank| (ranks.token(rank), Ranks::logprob(rank));
         SampledToken {
             token,

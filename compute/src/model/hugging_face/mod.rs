@@ -50,6 +50,12 @@ struct NamedTemplate {
     template: String,
 }
 
+pub(super) struct FoundTemplates {
+    pub chat: Option<String>,
+    pub tool_use: Option<String>,
+    pub tokens: TemplateTokens,
+}
+
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum NamedToken {
@@ -140,8 +146,8 @@ impl HuggingFace {
         self.directory.join(TOKENIZER)
     }
 
-    /// The chat template and the tokens it may name.
-    pub(super) fn template(&self) -> Result<(Option<String>, TemplateTokens), ModelError> {
+    /// The chat templates and the tokens they may name.
+    pub(super) fn templates(&self) -> Result<FoundTemplates, ModelError> {
         let path = self.directory.join(TOKENIZER_CONFIG);
         let config = match path.is_file() {
             true => read_json(&path)?,
@@ -154,16 +160,23 @@ impl HuggingFace {
         let file = self.directory.join(TEMPLATE);
         if file.is_file() {
             let template = fs::read_to_string(&file).map_err(ModelError::io(&file))?;
-            return Ok((Some(template), tokens));
+            return Ok(FoundTemplates { chat: Some(template), tool_use: None, tokens });
         }
-        let template = match config.chat_template {
-            Some(Templates::One(template)) => Some(template),
+        let mut found = FoundTemplates { chat: None, tool_use: None, tokens };
+        match config.chat_template {
+            Some(Templates::One(template)) => found.chat = Some(template),
             Some(Templates::Named(all)) => {
-                all.into_iter().find(|t| t.name == "default").map(|t| t.template)
+                for NamedTemplate { name, template } in all {
+                    match name.as_str() {
+                        "default" => found.chat = Some(template),
+                        "tool_use" => found.tool_use = Some(template),
+                        _ => {}
+                    }
+                }
             }
-            None => None,
-        };
-        Ok((template, tokens))
+            None => {}
+        }
+        Ok(found)
     }
 }
 

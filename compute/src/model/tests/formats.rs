@@ -57,7 +57,7 @@ fn every_format_gives_the_same_weights_and_digest() {
     for model in &models {
         assert_weights(model, &tensors);
         assert_eq!(model.weights.config, models[0].weights.config);
-        let hello = ChatMessage { role: "user".into(), content: "½ ĉevalo".into() };
+        let hello = ChatMessage::new("user", "½ ĉevalo");
         let inner = base_model().tokenizer.encode("½ ĉevalo", crate::model::Specials::AsText);
         let expected = [vec![1], inner.expect("encodes"), vec![2]].concat();
         assert_eq!(model.prompt(&[hello]).expect("a prompt"), expected);

@@ -28,12 +28,9 @@ fn every_reference_prompt_is_reproduced() {
     let mut checked = 0;
     for adapter in adapters.chain([None]) {
         for case in lorikeet_kit::reference(adapter.as_deref()).cases {
-            let messages: Vec<ChatMessage> = case
-                .messages
-                .into_iter()
-                .map(|m| ChatMessage { role: m.role, content: m.content })
-                .collect();
-            let prompt = model.chat_template.render(&messages, true).expect("renders");
+            let messages: Vec<ChatMessage> =
+                case.messages.into_iter().map(|m| ChatMessage::new(m.role, m.content)).collect();
+            let prompt = model.chat_template.render(&messages, &[], true).expect("renders");
             assert_eq!(prompt, case.prompt, "{}", case.id);
             assert_eq!(model.prompt(&messages).expect("a prompt"), case.prompt_ids, "{}", case.id);
             assert_eq!(model.tokenizer.decode(&case.tokens), case.text, "{}", case.id);

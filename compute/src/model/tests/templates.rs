@@ -1,17 +1,18 @@
 //! What Hugging Face's templates use of Jinja and Python.
 
-use crate::model::chat_template::TemplateTokens;
-use crate::model::{ChatMessage, ChatTemplate, TemplateError};
+use crate::model::chat_template::{TemplateSources, TemplateTokens};
+use crate::model::{ChatMessage, ChatTemplate, TemplateError, ToolCall, ToolFormat};
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 fn message(role: &str, content: &str) -> ChatMessage {
-    ChatMessage { role: role.into(), content: content.into() }
+    ChatMessage::new(role, content)
 }
 
 fn render(source: &str) -> Result<String, TemplateError> {
     let tokens = TemplateTokens { bos: Some("<s>".into()), eos: Some("</s>".into()) };
     let messages = [message("system", " Be brief. "), message("user", "<a> & 'b'")];
-    ChatTemplate::new(source, tokens)?.render(&messages, true)
+    ChatTemplate::new(source, tokens)?.render(&messages, &[], true)
 }
 
 /// Every function, filter, test, method and statement that templates of Llama 3, Qwen and Mistral use.
@@ -189,7 +190,7 @@ fn a_template_like_qwen_3s_renders() {
     ];
     let template = ChatTemplate::new(source, TemplateTokens::default()).expect("parses");
     let expected = "<user>1\n2\n<user>3\n<user><r>4</r>\nafter: 5\n<assistant>\n";
-    assert_eq!(template.render(&messages, true).as_deref(), Ok(expected));
+    assert_eq!(template.render(&messages, &[], true).as_deref(), Ok(expected));
 }
 
 /// In the shape of Mistral's: turns must alternate, and the system's goes before the last question.
@@ -224,10 +225,10 @@ fn a_template_like_mistrals_renders_and_refuses() {
         vec![message("system", "S"), message("user", "1"), message("assistant", "2")];
     messages.push(message("user", "3"));
     let expected = "<s>[INST] 1[/INST] 2</s>[INST] S\n\n3[/INST]";
-    assert_eq!(template.render(&messages, true).as_deref(), Ok(expected));
+    assert_eq!(template.render(&messages, &[], true).as_deref(), Ok(expected));
     messages.push(message("user", "4"));
     let refused = Err(TemplateError::Refused("roles must alternate".into()));
-    assert_eq!(template.render(&messages, true), refused);
+    assert_eq!(template.render(&messages, &[], true), refused);
 }
 
 #[test]
@@ -246,4 +247,127 @@ fn a_template_knows_the_date() {
     assert!((before..=before + 1).contains(&year));
     let date = render("{{ strftime_now('%d %b %Y') }}").expect("renders");
     assert!(date.len() == 11 && date.ends_with(&year.to_string()), "{date}");
+}
+
+fn a_round_with_a_tool() -> (Vec<ChatMessage>, Vec<Value>) {
+    let arguments = serde_json::from_value(json!({ "unit": "C", "city": "Graz" })).expect("a map");
+    let messages = vec![
+        message("user", "Warm?"),
+        ChatMessage {
+            tool_calls: vec![ToolCall::new("abcdefghi".into(), "weather".into(), arguments)],
+            ..message("assistant", "")
+        },
+        ChatMessage {
+            tool_call_id: Some("abcdefghi".into()),
+            name: Some("weather".into()),
+            ..message("tool", "21")
+        },
+    ];
+    let function =
+        json!({ "name": "weather", "description": "Now.", "parameters": { "type": "object" } });
+    (messages, vec![json!({ "type": "function", "function": function })])
+}
+
+/// Tools, calls and their answers in the shape of the three families' templates: calls' arguments are
+/// objects in the order of the client, and fields that are not there are undefined.
+#[test]
+fn templates_of_every_family_write_tools_calls_and_answers() {
+    let qwen = r#"{%- if tools %}{%- for tool in tools %}{{- tool | tojson }}{{- "\n" }}{%- endfor %}{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "assistant" and not message.tool_calls) %}
+        {{- message.role + ':' + message.content + "\n" }}
+    {%- elif message.role == "assistant" %}
+        {%- for tool_call in message.tool_calls %}
+            {%- if tool_call.function is defined %}{%- set tool_call = tool_call.function %}{%- endif %}
+            {{- '<tool_call>\n{"name": "' }}{{- tool_call.name }}{{- '", "arguments": ' }}{{- tool_call.arguments | tojson }}{{- '}\n</tool_call>\n' }}
+        {%- endfor %}
+    {%- elif message.role == "tool" %}
+        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}{{- 'user:' }}{%- endif %}
+        {{- '<tool_response>' + message.content + '</tool_response>' }}
+    {%- endif %}
+{%- endfor %}"#;
+    let tool = r#"{"type": "function", "function": {"name": "weather", "description": "Now.", "parameters": {"type": "object"}}}"#;
+    let call = r#"{"unit": "C", "city": "Graz"}"#;
+    let qwens = format!(
+        "{tool}\nuser:Warm?\n<tool_call>\n{{\"name\": \"weather\", \"arguments\": {call}}}\n</tool_call>\n\
+         user:<tool_response>21</tool_response>"
+    );
+    let llama = r#"{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{%- if tools is not none %}{%- for t in tools %}{{- t | tojson(indent=4) }}{%- endfor %}{%- endif %}
+{%- for message in messages %}
+    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
+        {{- '<' + message['role'] + '>' + message['content'] | trim }}
+    {%- elif 'tool_calls' in message %}
+        {%- if not message.tool_calls|length == 1 %}{{- raise_exception("one call at a time") }}{%- endif %}
+        {%- set tool_call = message.tool_calls[0].function %}
+        {{- '{"name": "' + tool_call.name + '", ' }}{{- '"parameters": ' }}{{- tool_call.arguments | tojson }}{{- "}" }}
+    {%- elif message.role == "tool" or message.role == "ipython" %}
+        {{- "<ipython>" }}
+        {%- if message.content is mapping or message.content is iterable and message.content is not string %}
+            {{- message.content | tojson }}
+        {%- else %}{{- message.content }}{%- endif %}
+    {%- endif %}
+{%- endfor %}"#;
+    let llamas_end =
+        format!("<user>Warm?{{\"name\": \"weather\", \"parameters\": {call}}}<ipython>21");
+    let mistral = r#"{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{%- for message in messages %}
+    {%- if message["role"] == "user" %}
+        {%- if tools is not none %}
+            {{- "[AVAILABLE_TOOLS] [" }}
+            {%- for tool in tools %}
+                {%- set tool = tool.function %}
+                {{- '{"type": "function", "function": {' }}
+                {%- for key, val in tool.items() if key != "return" %}
+                    {%- if val is string %}{{- '"' + key + '": "' + val + '"' }}{%- else %}{{- '"' + key + '": ' + val|tojson }}{%- endif %}
+                    {%- if not loop.last %}{{- ", " }}{%- endif %}
+                {%- endfor %}
+                {{- "}}" }}
+            {%- endfor %}
+            {{- "][/AVAILABLE_TOOLS]" }}
+        {%- endif %}
+        {{- "[INST] " + message["content"] + "[/INST]" }}
+    {%- elif message.tool_calls is defined and message.tool_calls is not none %}
+        {{- "[TOOL_CALLS] [" }}
+        {%- for tool_call in message.tool_calls %}
+            {%- set out = tool_call.function|tojson %}
+            {{- out[:-1] }}
+            {%- if not tool_call.id is defined or tool_call.id|length != 9 %}{{- raise_exception("nine") }}{%- endif %}
+            {{- ', "id": "' + tool_call.id + '"}' }}
+        {%- endfor %}
+        {{- "]" }}
+    {%- elif message["role"] == "tool_results" or message["role"] == "tool" %}
+        {%- if message.content is defined and message.content.content is defined %}{%- set content = message.content.content %}{%- else %}{%- set content = message.content %}{%- endif %}
+        {{- '[TOOL_RESULTS] {"content": ' + content|string + ", " }}
+        {{- '"call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+    {%- endif %}
+{%- endfor %}"#;
+    let mistrals = format!(
+        "[AVAILABLE_TOOLS] [{tool}][/AVAILABLE_TOOLS][INST] Warm?[/INST][TOOL_CALLS] [{{\"name\": \"weather\", \
+         \"arguments\": {call}, \"id\": \"abcdefghi\"}}][TOOL_RESULTS] {{\"content\": 21, \"call_id\": \
+         \"abcdefghi\"}}[/TOOL_RESULTS]"
+    );
+    let (messages, tools) = a_round_with_a_tool();
+    let rendered = |source: &str, format: ToolFormat| {
+        let template = ChatTemplate::new(source, TemplateTokens::default()).expect("parses");
+        assert!(template.knows_tools() && template.tool_format() == format);
+        template.render(&messages, &tools, false).expect("renders")
+    };
+    assert_eq!(rendered(qwen, ToolFormat::Hermes), qwens);
+    let llamas = rendered(llama, ToolFormat::Llama3);
+    assert!(
+        llamas.starts_with("{\n    \"type\": \"function\"") && llamas.ends_with(&llamas_end),
+        "{llamas}"
+    );
+    assert_eq!(rendered(mistral, ToolFormat::Mistral), mistrals);
+}
+
+#[test]
+fn a_template_of_its_own_for_tools_is_used_where_there_are_some() {
+    let sources =
+        TemplateSources { chat: "plain", tool_use: Some("<tool_call>{{ tools | length }}") };
+    let template = ChatTemplate::new(sources, TemplateTokens::default()).expect("parses");
+    let (messages, tools) = a_round_with_a_tool();
+    assert_eq!(template.render(&messages, &[], true).as_deref(), Ok("plain"));
+    assert_eq!(template.render(&messages, &tools, true).as_deref(), Ok("<tool_call>1"));
 }

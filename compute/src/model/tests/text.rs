@@ -10,7 +10,7 @@ fn tokenizer() -> &'static Tokenizer {
 }
 
 fn user(content: &str) -> ChatMessage {
-    ChatMessage { role: "user".into(), content: content.into() }
+    ChatMessage::new("user", content)
 }
 
 proptest! {
@@ -88,4 +88,13 @@ fn special_tokens_and_unknown_ids_give_no_text() {
     assert_eq!(tokenizer().decode(&[1, 2, u32::MAX]), "");
     assert_eq!(tokenizer().token_bytes(2), Some(b"<|im_end|>".as_slice()));
     assert_eq!(tokenizer().token_bytes(u32::MAX), None);
+}
+
+#[test]
+fn a_special_token_gives_its_name_only_where_it_is_to_be_shown() {
+    let tokenizer = &base_model().tokenizer;
+    let start = tokenizer.special("<|im_start|>").expect("a special token");
+    assert_eq!(tokenizer.detokenizer().push(start), "");
+    assert_eq!(tokenizer.detokenizer().showing(vec![start]).push(start), "<|im_start|>");
+    assert_eq!(tokenizer.special("no such token"), None);
 }

@@ -158,6 +158,11 @@ impl Tokenizer {
         self.pieces.is_special(id)
     }
 
+    /// The special token of this name.
+    pub fn special(&self, name: &str) -> Option<u32> {
+        self.specials.iter().find(|special| special.text == name).map(|special| special.id)
+    }
+
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.pieces.len()

@@ -17,11 +17,11 @@ use axum::response::Response;
 use lorikeet_compute::model::ChatMessage;
 use lorikeet_contract::RequestId;
 use request::ChatRequest;
+use serde_json::Value;
 use shape::ChatShape;
 use std::sync::Arc;
 
 pub use schema::{add_schemas, operation};
-pub use shape::finish_reason;
 
 pub async fn create(
     State(api): State<Arc<Api>>,
@@ -30,19 +30,24 @@ pub async fn create(
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::read(fields, api.base.vocab_size, rand::random())?;
-    let ChatRequest { parameters, messages, ignored } = request;
+    let ChatRequest { mut parameters, messages, tools, ignored } = request;
     let model = resolve(&api.base, &caller, &parameters.model)?;
-    let prompt = prompt(&api, messages).await?;
+    let tool_use = tools.prepare(&api, &mut parameters)?;
+    let prompt = prompt(&api, messages, tools.told()).await?;
     let shape = ChatShape::new(id, &model, &parameters);
     let streaming = parameters.stream;
-    let work = Work { model, prompts: vec![prompt], parameters };
+    let work = Work { model, prompts: vec![prompt], parameters, tools: tool_use };
     let generation = Generation::start(api, &caller, work, id).await?;
     Ok(report_ignored(respond(generation, shape, streaming).await?, &ignored))
 }
 
 /// Templates and tokenizes on a thread where a long text holds nobody up.
-pub async fn prompt(api: &Arc<Api>, messages: Vec<ChatMessage>) -> Result<Vec<u32>, ApiError> {
+pub async fn prompt(
+    api: &Arc<Api>,
+    messages: Vec<ChatMessage>,
+    tools: Vec<Value>,
+) -> Result<Vec<u32>, ApiError> {
     let on = api.clone();
-    let prompt = move || on.chat_template.prompt(&on.tokenizer, &messages);
+    let prompt = move || on.chat_template.prompt(&on.tokenizer, &messages, &tools);
     Ok(api.tokenizing.run(prompt).await??)
 }

@@ -3,8 +3,8 @@
 use crate::api::error::ApiError;
 use crate::api::messages::CHAT;
 use crate::api::parameters::{Fields, Integer, Parameters};
+use crate::api::tools::{self, Tools};
 use lorikeet_compute::model::ChatMessage;
-use serde_json::Value;
 
 pub const MAX_TOKENS: Integer = Integer {
     name: "max_tokens",
@@ -29,6 +29,7 @@ pub const TOP_LOGPROBS: Integer = Integer {
 pub struct ChatRequest {
     pub parameters: Parameters,
     pub messages: Vec<ChatMessage>,
+    pub tools: Tools,
     /// Fields that were passed over.
     pub ignored: Vec<&'static str>,
 }
@@ -44,14 +45,11 @@ impl ChatRequest {
         };
         let messages = CHAT.read(fields.required(CHAT.field)?)?;
         fields.pass("modalities", |value| *value == serde_json::json!(["text"]));
-        for field in ["tools", "functions"] {
-            fields.pass(field, |value| value.as_array().is_some_and(Vec::is_empty));
-        }
-        for field in ["tool_choice", "function_call"] {
-            fields.pass(field, |value| value == "none" || value == "auto");
-        }
-        fields.pass("parallel_tool_calls", Value::is_boolean);
-        Ok(Self { parameters, messages, ignored: fields.finish()? })
+        let tools = tools::CHAT.take(&mut fields)?;
+        // The older names of tools.
+        fields.pass("functions", |value| value.as_array().is_some_and(Vec::is_empty));
+        fields.pass("function_call", |value| value == "none" || value == "auto");
+        Ok(Self { parameters, messages, tools, ignored: fields.finish()? })
     }
 }
 
@@ -67,7 +65,7 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u8>, ApiError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn read(extra: Value) -> Result<ChatRequest, ApiError> {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
@@ -104,7 +102,9 @@ mod tests {
     #[test]
     fn what_would_change_the_answer_is_refused_by_name_and_the_rest_is_passed_over() {
         for field in [
-            json!({"tools": [{"type": "function"}]}),
+            json!({"tool_choice": "required"}),
+            json!({"parallel_tool_calls": "yes"}),
+            json!({"functions": [{"name": "f"}]}),
             json!({"response_format": {"type": "xml"}}),
             json!({"reasoning_effort": "high"}),
             json!({"suffix": "x"}),

@@ -3,6 +3,7 @@
 use super::request::{MAX_COMPLETION_TOKENS, MAX_TOKENS, TOP_LOGPROBS};
 use crate::api::description::generates;
 use crate::api::parameters::schema;
+use crate::api::tools;
 use lorikeet_reference::{Operation, Reference, named};
 use serde_json::{Value, json};
 
@@ -16,16 +17,27 @@ pub fn operation() -> Operation {
 }
 
 pub fn add_schemas(reference: &mut Reference) {
-    let own = json!({
+    let mut own = json!({
         "messages": { "type": "array", "minItems": 1, "items": named("Message") },
         "logprobs": {
             "type": ["boolean", "null"],
             "description": "Log probabilities of the answer's tokens, before penalties and biases.",
         },
     });
+    for (name, property) in tools::schema::chat_properties() {
+        own[name] = property;
+    }
     let integers = [MAX_TOKENS, MAX_COMPLETION_TOKENS, TOP_LOGPROBS];
     reference.schema("ChatRequest", schema::request(&["model", "messages"], &integers, own));
-    reference.schema("Message", message("text"));
+    reference.schema(
+        "Message",
+        json!({ "anyOf": [
+            message("text"),
+            tools::schema::calling_message(),
+            tools::schema::tool_message(),
+        ]}),
+    );
+    reference.schema("ToolCall", tools::schema::call());
     reference.schema("TokenLogprob", token_logprob());
     reference.schema(
         "ChatCompletion",
@@ -37,6 +49,7 @@ pub fn add_schemas(reference: &mut Reference) {
                 "properties": {
                     "role": { "const": "assistant" },
                     "content": { "type": ["string", "null"] },
+                    "tool_calls": { "type": "array", "items": named("ToolCall") },
                     "refusal": { "type": "null" },
                 },
             }}),
@@ -51,6 +64,7 @@ pub fn add_schemas(reference: &mut Reference) {
                 "properties": {
                     "role": { "const": "assistant" },
                     "content": { "type": ["string", "null"] },
+                    "tool_calls": { "type": "array", "items": tools::schema::call_delta() },
                 },
             }}),
         ),
@@ -94,7 +108,7 @@ fn completion(object: &str, answer: Value) -> Value {
         "required": ["index", "logprobs", "finish_reason"],
         "properties": {
             "index": { "type": "integer" },
-            "finish_reason": { "enum": ["stop", "length", null] },
+            "finish_reason": { "enum": ["stop", "length", "tool_calls", null] },
             "logprobs": {
                 "type": ["object", "null"],
                 "properties": { "content": { "type": "array", "items": named("TokenLogprob") } },

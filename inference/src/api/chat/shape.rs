@@ -4,7 +4,8 @@ use crate::api::error::ApiError;
 use crate::api::generation::{Counts, Ending, Piece, TokenLogprob};
 use crate::api::models::Model;
 use crate::api::parameters::Parameters;
-use crate::api::shape::{Choice, Events, Shape};
+use crate::api::shape::{Call, Choice, Events, Shape, finish_reason};
+use crate::api::tools::{Part, new_call_id};
 use crate::api::usage::Usage;
 use lorikeet_contract::RequestId;
 use serde::Serialize;
@@ -16,9 +17,17 @@ pub struct ChatShape {
     created: i64,
     model: String,
     fingerprint: String,
-    choices: usize,
+    /// The calls of each choice.
+    choices: Vec<Calls>,
     logprobs: bool,
     include_usage: bool,
+}
+
+/// What has been told of a choice's calls.
+#[derive(Debug, Clone, Copy, Default)]
+struct Calls {
+    begun: usize,
+    whole: usize,
 }
 
 #[derive(Serialize)]
@@ -48,6 +57,71 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[CallDelta; 1]>,
+}
+
+#[derive(Serialize)]
+struct CallDelta {
+    index: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: FunctionDelta,
+}
+
+#[derive(Serialize)]
+struct FunctionDelta {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    arguments: String,
+}
+
+impl Delta {
+    fn text(content: String) -> Self {
+        Self { content: Some(content), ..Self::default() }
+    }
+
+    fn call(delta: CallDelta) -> Self {
+        Self { tool_calls: Some([delta]), ..Self::default() }
+    }
+}
+
+impl Calls {
+    /// None: the part says nothing that a client has not been told.
+    fn delta(&mut self, part: Part) -> Option<Delta> {
+        match part {
+            Part::Text(text) => Some(Delta::text(text)),
+            Part::Call(name) => {
+                self.begun += 1;
+                Some(Delta::call(CallDelta {
+                    index: self.begun - 1,
+                    id: Some(new_call_id()),
+                    r#type: Some("function"),
+                    function: FunctionDelta { name: Some(name), arguments: String::new() },
+                }))
+            }
+            Part::Arguments(arguments) => Some(Delta::call(CallDelta {
+                index: self.begun.saturating_sub(1),
+                id: None,
+                r#type: None,
+                function: FunctionDelta { name: None, arguments },
+            })),
+            Part::CallEnd => {
+                self.whole += 1;
+                None
+            }
+            Part::NoCall { text, unseen } => {
+                let rest = text.get(text.len() - unseen..).unwrap_or_default();
+                (!rest.is_empty()).then(|| Delta::text(rest.to_owned()))
+            }
+        }
+    }
+
+    fn finish_reason(self, ending: Ending) -> &'static str {
+        if self.whole > 0 && ending == Ending::Stop { "tool_calls" } else { finish_reason(ending) }
+    }
 }
 
 #[derive(Serialize)]
@@ -64,7 +138,7 @@ impl ChatShape {
             created: crate::durable::unix_ms() / 1000,
             model: model.name.clone(),
             fingerprint: model.fingerprint.clone(),
-            choices: parameters.n as usize,
+            choices: vec![Calls::default(); parameters.n as usize],
             logprobs: parameters.logprobs.is_some(),
             include_usage: parameters.include_usage,
         }
@@ -94,11 +168,12 @@ impl ChatShape {
 impl Shape for ChatShape {
     fn whole(self, choices: Vec<Choice>, counts: Counts) -> Value {
         let choices = choices.into_iter().enumerate().map(|(index, choice)| {
+            let calls = Calls { begun: choice.calls.len(), whole: choice.calls.len() };
             json!({
                 "index": index,
-                "message": { "role": "assistant", "content": choice.text, "refusal": null },
+                "message": message(choice.text, choice.calls),
                 "logprobs": self.logprobs(choice.logprobs),
-                "finish_reason": finish_reason(choice.ending),
+                "finish_reason": calls.finish_reason(choice.ending),
             })
         });
         json!({
@@ -114,20 +189,29 @@ impl Shape for ChatShape {
 
     /// Whose turn it is, in each choice.
     fn opening(&mut self, out: &mut Events) {
-        for index in 0..self.choices {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()) };
+        for index in 0..self.choices.len() {
+            let delta = Delta { role: Some("assistant"), ..Delta::text(String::new()) };
             self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }, out);
         }
     }
 
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Events) {
-        let delta = Delta { role: None, content: Some(piece.text) };
-        let logprobs = self.logprobs(piece.logprobs);
-        self.chunk(ChunkChoice { index, delta, logprobs, finish_reason: None }, out);
+        let calls = &mut self.choices[index];
+        let mut deltas: Vec<Delta> =
+            piece.parts.into_iter().filter_map(|part| calls.delta(part)).collect();
+        if deltas.is_empty() && self.logprobs {
+            // What a call is marked by has no text.
+            deltas.push(Delta::default());
+        }
+        let mut logprobs = self.logprobs(piece.logprobs);
+        for delta in deltas {
+            let logprobs = logprobs.take();
+            self.chunk(ChunkChoice { index, delta, logprobs, finish_reason: None }, out);
+        }
     }
 
     fn end(&mut self, index: usize, ending: Ending, out: &mut Events) {
-        let finish_reason = Some(finish_reason(ending));
+        let finish_reason = Some(self.choices[index].finish_reason(ending));
         let delta = Delta::default();
         self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason }, out);
     }
@@ -145,9 +229,16 @@ impl Shape for ChatShape {
     }
 }
 
-pub fn finish_reason(ending: Ending) -> &'static str {
-    match ending {
-        Ending::Stop => "stop",
-        Ending::Length => "length",
+/// An answer of nothing but calls has no content.
+fn message(text: String, calls: Vec<Call>) -> Value {
+    let content = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
+    let mut message = json!({ "role": "assistant", "content": content, "refusal": null });
+    if !calls.is_empty() {
+        let calls = calls.into_iter().map(|Call { name, arguments }| {
+            let function = json!({ "name": name, "arguments": arguments });
+            json!({ "id": new_call_id(), "type": "function", "function": function })
+        });
+        message["tool_calls"] = calls.collect();
     }
+    message
 }

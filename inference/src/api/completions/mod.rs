@@ -38,7 +38,8 @@ pub async fn create(
     let streaming = parameters.stream;
     let prompts = prompts.into_iter().map(|prompt| prompt.tokens).collect();
     let generation =
-        Generation::start(api, &caller, Work { model, prompts, parameters }, id).await?;
+        Generation::start(api, &caller, Work { model, prompts, parameters, tools: None }, id)
+            .await?;
     Ok(report_ignored(respond(generation, shape, streaming).await?, &ignored))
 }
 

@@ -1,11 +1,10 @@
 //! OpenAI's `text_completion`, whole and in chunks, which have the same form.
 
-use crate::api::chat::finish_reason;
 use crate::api::error::ApiError;
 use crate::api::generation::{Counts, Ending, Piece, TokenLogprob};
 use crate::api::models::Model;
 use crate::api::parameters::Parameters;
-use crate::api::shape::{Choice, Events, Shape};
+use crate::api::shape::{Choice, Events, Shape, finish_reason};
 use crate::api::usage::Usage;
 use lorikeet_contract::RequestId;
 use serde::Serialize;
@@ -138,8 +137,9 @@ impl Shape for CompletionShape {
     }
 
     fn piece(&mut self, index: usize, piece: Piece, out: &mut Events) {
+        let text = piece.text();
         let logprobs = self.logprobs(index, piece.logprobs);
-        let choice = TextChoice { index, text: piece.text, logprobs, finish_reason: None };
+        let choice = TextChoice { index, text, logprobs, finish_reason: None };
         self.push(&[choice], None, out);
     }
 

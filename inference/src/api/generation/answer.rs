@@ -1,6 +1,7 @@
 //! From tokens to the text that a client sees, and the log probabilities that go with it.
 
 use super::stop::StopStrings;
+use crate::api::tools::{CallParser, Part};
 use lorikeet_compute::backend::SampledToken;
 use lorikeet_compute::model::{Detokenizer, Tokenizer};
 use serde::Serialize;
@@ -24,8 +25,8 @@ pub struct Candidate {
 /// What the answer has grown by.
 #[derive(Debug, Default, PartialEq)]
 pub struct Piece {
-    pub text: String,
-    /// Of the tokens whose text has been let through.
+    pub parts: Vec<Part>,
+    /// Of the tokens whose text has been let through to where calls are found in it.
     pub logprobs: Vec<TokenLogprob>,
     /// A stop string has come: the answer ends here, whatever follows.
     pub stopped: bool,
@@ -33,13 +34,24 @@ pub struct Piece {
 
 impl Piece {
     pub fn is_empty(&self) -> bool {
-        self.text.is_empty() && self.logprobs.is_empty()
+        self.parts.is_empty() && self.logprobs.is_empty()
+    }
+
+    /// All text of an answer in which no calls are looked for.
+    pub fn text(&self) -> String {
+        let texts = self.parts.iter().map(|part| match part {
+            Part::Text(text) => text.as_str(),
+            _ => "",
+        });
+        texts.collect()
     }
 }
 
 pub struct Answer {
     detokenizer: Detokenizer,
     stop: StopStrings,
+    /// None: all is text.
+    calls: Option<CallParser>,
     /// Stop strings do not end the answer, and are not looked for, before so many more tokens.
     unstoppable: u32,
     /// Bytes of text so far, and of those how many have been let through.
@@ -50,10 +62,16 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub fn new(detokenizer: Detokenizer, stop: Vec<String>, min_tokens: u32) -> Self {
+    pub fn new(
+        detokenizer: Detokenizer,
+        stop: Vec<String>,
+        calls: Option<CallParser>,
+        min_tokens: u32,
+    ) -> Self {
         Self {
             detokenizer,
             stop: StopStrings::new(stop),
+            calls,
             unstoppable: min_tokens,
             produced: 0,
             passed: 0,
@@ -89,7 +107,9 @@ impl Answer {
         let passed = self.stop.push(&text);
         let mut piece = self.let_through(passed.text, passed.stopped);
         if !piece.stopped {
-            piece.text += &self.stop.finish();
+            let rest = self.stop.finish();
+            self.say(rest, &mut piece.parts);
+            self.end(&mut piece.parts);
             piece.logprobs.extend(self.logprobs.drain(..).map(|(_, entry)| entry));
         }
         piece
@@ -99,7 +119,26 @@ impl Answer {
         self.passed += text.len();
         let through = self.logprobs.iter().take_while(|(end, _)| *end <= self.passed).count();
         let logprobs = self.logprobs.drain(..through).map(|(_, entry)| entry).collect();
-        Piece { text, logprobs, stopped }
+        let mut parts = Vec::new();
+        self.say(text, &mut parts);
+        if stopped {
+            self.end(&mut parts);
+        }
+        Piece { parts, logprobs, stopped }
+    }
+
+    fn say(&mut self, text: String, parts: &mut Vec<Part>) {
+        match &mut self.calls {
+            Some(calls) => calls.push(&text, parts),
+            None if text.is_empty() => {}
+            None => parts.push(Part::Text(text)),
+        }
+    }
+
+    fn end(&mut self, parts: &mut Vec<Part>) {
+        if let Some(calls) = &mut self.calls {
+            calls.finish(parts);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::answer::Answer;
 use crate::api::Api;
 use crate::api::auth::Caller;
 use crate::api::error::ApiError;
+use crate::api::tools::ToolUse;
 use crate::engine::{EngineEvent, EngineHandle, EngineRequest, Places};
 use crate::guidance::Compiled;
 use crate::telemetry::{Course, Observation, Outcome, Served};
@@ -47,8 +48,9 @@ impl Choices {
         compiled: Option<&Compiled>,
         id: RequestId,
     ) -> Result<Self, ApiError> {
-        let Work { model, prompts, parameters } = work;
+        let Work { model, prompts, parameters, tools } = work;
         let parameter = parameters.grammar.as_ref().map_or("", |wanted| wanted.parameter);
+        let shown = tools.as_ref().map_or(Vec::new(), |tools| tools.shown(&api.tokenizer));
         let per_prompt = parameters.n as usize;
         let served =
             Served { tenant: caller.tenant, model: model.name.clone(), adapter: model.version() };
@@ -85,8 +87,9 @@ impl Choices {
                 choices.push(Choice {
                     id,
                     answer: Answer::new(
-                        api.tokenizer.detokenizer(),
+                        api.tokenizer.detokenizer().showing(shown.clone()),
                         parameters.stop.clone(),
+                        tools.as_ref().map(ToolUse::parser),
                         parameters.rules.min_tokens,
                     ),
                     events: Some(events),

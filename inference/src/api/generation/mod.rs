@@ -13,6 +13,7 @@ use super::error::ApiError;
 use super::models::Model;
 use super::parameters::Parameters;
 use super::timing::Timing;
+use super::tools::ToolUse;
 use crate::engine::{EngineEvent, FinishReason};
 use crate::limits::Permit;
 use crate::usage::{Admission, Meter};
@@ -28,6 +29,8 @@ pub struct Work {
     /// At least one; none of them empty.
     pub prompts: Vec<Vec<u32>>,
     pub parameters: Parameters,
+    /// None: the answers are text.
+    pub tools: Option<ToolUse>,
 }
 
 impl Work {

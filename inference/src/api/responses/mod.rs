@@ -1,5 +1,6 @@
 //! `POST /v1/responses`, without memory: nothing is stored, and every request brings its whole input.
 
+mod items;
 mod request;
 mod schema;
 mod shape;
@@ -30,12 +31,13 @@ pub async fn create(
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
     let request = ResponseRequest::read(fields, api.base.vocab_size, rand::random())?;
-    let ResponseRequest { parameters, messages, instructions, format, ignored } = request;
+    let ResponseRequest { mut parameters, messages, repeated, ignored } = request;
     let model = resolve(&api.base, &caller, &parameters.model)?;
-    let prompt = prompt(&api, messages).await?;
-    let shape = ResponseShape::new(id, &model, &parameters, instructions, format);
+    let tools = repeated.tools.prepare(&api, &mut parameters)?;
+    let prompt = prompt(&api, messages, repeated.tools.told()).await?;
+    let shape = ResponseShape::new(id, &model, &parameters, repeated);
     let streaming = parameters.stream;
-    let work = Work { model, prompts: vec![prompt], parameters };
+    let work = Work { model, prompts: vec![prompt], parameters, tools };
     let generation = Generation::start(api, &caller, work, id).await?;
     Ok(report_ignored(respond(generation, shape, streaming).await?, &ignored))
 }

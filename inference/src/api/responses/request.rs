@@ -3,6 +3,7 @@
 use crate::api::error::ApiError;
 use crate::api::messages::RESPONSES;
 use crate::api::parameters::{Fields, Integer, Parameters, grammar};
+use crate::api::tools::{self, Tools};
 use lorikeet_compute::model::ChatMessage;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -28,15 +29,22 @@ pub struct ResponseRequest {
     pub parameters: Parameters,
     /// The instructions first.
     pub messages: Vec<ChatMessage>,
-    pub instructions: Option<String>,
-    /// Of the text; the response repeats it.
-    pub format: Value,
+    pub repeated: Repeated,
     /// Fields that were passed over.
     pub ignored: Vec<&'static str>,
 }
 
+/// What the response says again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Repeated {
+    pub instructions: Option<String>,
+    /// Of the text.
+    pub format: Value,
+    pub tools: Tools,
+}
+
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "a text or a list of messages is wanted")]
+#[serde(untagged, expecting = "a text or a list of items is wanted")]
 enum Input {
     Text(String),
     Items(Vec<Map<String, Value>>),
@@ -60,18 +68,17 @@ impl ResponseRequest {
         };
         let instructions: Option<String> = fields.take("instructions")?;
         let mut messages = match fields.required(RESPONSES.field)? {
-            Input::Text(content) => vec![ChatMessage { role: "user".into(), content }],
+            Input::Text(content) => vec![ChatMessage::new("user", content)],
             Input::Items(items) => RESPONSES.read(items)?,
         };
         if let Some(content) = instructions.clone() {
-            messages.insert(0, ChatMessage { role: "system".into(), content });
+            messages.insert(0, ChatMessage::new("system", content));
         }
-        fields.pass("tools", |value| value.as_array().is_some_and(Vec::is_empty));
-        fields.pass("tool_choice", |value| value == "none" || value == "auto");
-        fields.pass("parallel_tool_calls", Value::is_boolean);
+        let tools = tools::RESPONSES.take(&mut fields)?;
         fields.pass("truncation", |value| value == "disabled");
         fields.pass("background", |value| *value == Value::Bool(false));
-        Ok(Self { parameters, messages, instructions, format, ignored: fields.finish()? })
+        let repeated = Repeated { instructions, format, tools };
+        Ok(Self { parameters, messages, repeated, ignored: fields.finish()? })
     }
 }
 
@@ -105,8 +112,7 @@ mod tests {
 
     #[test]
     fn a_text_is_a_users_and_the_instructions_come_first() {
-        let message =
-            |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
+        let message = |role: &str, content: &str| ChatMessage::new(role, content);
         let request = read(json!({ "instructions": "Be brief." })).expect("a request");
         assert_eq!(request.messages, [message("system", "Be brief."), message("user", "hi")]);
         let items = json!([
@@ -128,7 +134,7 @@ mod tests {
             json!({ "text": { "format": { "type": "xml" } } }),
             json!({ "text": { "verbosity": "low" } }),
             json!({ "text": { "format": { "type": "json_object" } }, "guided_regex": "a" }),
-            json!({ "tools": [{ "type": "web_search" }] }),
+            json!({ "tool_choice": { "type": "function", "name": "f" } }),
             json!({ "reasoning": { "effort": "high" } }),
             json!({ "include": ["reasoning.encrypted_content"] }),
             json!({ "top_logprobs": 2 }),

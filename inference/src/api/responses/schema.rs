@@ -4,6 +4,7 @@ use super::request::{LOGPROBS, MAX_OUTPUT_TOKENS, TOP_LOGPROBS};
 use crate::api::chat::schema::message;
 use crate::api::description::generates;
 use crate::api::parameters::{grammar, schema};
+use crate::api::tools;
 use lorikeet_reference::{Operation, Reference, named};
 use serde_json::json;
 
@@ -17,11 +18,11 @@ pub fn operation() -> Operation {
 }
 
 pub fn add_schemas(reference: &mut Reference) {
-    let own = json!({
+    let mut own = json!({
         "input": {
             "anyOf": [
                 { "type": "string" },
-                { "type": "array", "minItems": 1, "items": named("InputMessage") },
+                { "type": "array", "minItems": 1, "items": named("InputItem") },
             ],
             "description": "The whole chat so far: nothing is stored.",
         },
@@ -32,9 +33,42 @@ pub fn add_schemas(reference: &mut Reference) {
             "type": ["array", "null"], "items": { "const": LOGPROBS }, "maxItems": 1,
         },
     });
+    for (name, property) in tools::schema::response_properties() {
+        own[name] = property;
+    }
     let integers = [MAX_OUTPUT_TOKENS, TOP_LOGPROBS];
     reference.schema("ResponseRequest", schema::request(&["model", "input"], &integers, own));
-    reference.schema("InputMessage", message("input_text"));
+    reference.schema(
+        "InputItem",
+        json!({ "anyOf": [
+            message("input_text"),
+            named("FunctionCall"),
+            {
+                "type": "object",
+                "required": ["type", "call_id", "output"],
+                "properties": {
+                    "type": { "const": "function_call_output" },
+                    "call_id": { "type": "string" },
+                    "output": { "type": "string" },
+                },
+            },
+        ]}),
+    );
+    reference.schema(
+        "FunctionCall",
+        json!({
+            "type": "object",
+            "required": ["type", "call_id", "name", "arguments"],
+            "properties": {
+                "type": { "const": "function_call" },
+                "id": { "type": "string" },
+                "call_id": { "type": "string" },
+                "name": { "type": "string" },
+                "arguments": { "type": "string", "description": "A JSON object, as text." },
+                "status": { "enum": ["in_progress", "completed", "incomplete"] },
+            },
+        }),
+    );
     let part = json!({
         "type": "object",
         "properties": {
@@ -69,7 +103,9 @@ pub fn add_schemas(reference: &mut Reference) {
             "error": { "type": ["object", "null"] },
             "model": { "type": "string", "description": "The version that answered." },
             "system_fingerprint": { "type": "string" },
-            "output": { "type": "array", "items": item },
+            "output": {
+                "type": "array", "items": { "anyOf": [item, named("FunctionCall")] },
+            },
             "metadata": { "type": "object" },
             "usage": { "type": ["object", "null"] },
         },

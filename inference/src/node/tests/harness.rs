@@ -3,7 +3,7 @@
 use super::super::{Sockets, serve};
 use super::control_plane::{ControlPlane, SOON};
 use crate::adapters::{LocalStore, ObjectStore, ResidencyConfig, S3Config};
-use crate::config::{Config, Device, DrainConfig};
+use crate::config::{Config, Device, DrainConfig, ToolCalls};
 use crate::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
 use crate::telemetry::TraceConfig;
@@ -298,6 +298,7 @@ pub fn config(data: &Path, control_plane: &str, address: SocketAddr) -> Config {
         token_file,
         model: lorikeet_kit::model_path(),
         model_name: Some(MODEL.into()),
+        tool_calls: ToolCalls::Auto,
         public_api_url: format!("http://{address}/v1"),
         cors_origins: vec!["https://app.example".parse().expect("a value")],
         dashboard_origin: Some("https://dashboard.example".parse().expect("a value")),

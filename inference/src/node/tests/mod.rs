@@ -22,3 +22,4 @@ mod slow_clients;
 mod sse;
 mod stopping;
 mod telemetry;
+mod tools;

@@ -14,7 +14,7 @@ fn request(more: Value) -> Value {
 }
 
 /// Name and data of each event.
-fn events(body: &str) -> Vec<(String, Value)> {
+pub fn events(body: &str) -> Vec<(String, Value)> {
     let events = body.split_terminator("\n\n").map(|event| {
         let (name, data) = event.split_once('\n').expect("a name and data");
         let name = name.strip_prefix("event: ").expect("a name").to_owned();

@@ -64,8 +64,12 @@ fn load_hugging_face(
     let config = files.config(id)?;
     let path = files.tokenizer_path();
     let json = fs::read(&path).map_err(ModelError::io(&path))?;
-    let tokenizer = Tokenizer::from_json(&json).map_err(|e| e.in_file(&path))?;
+    let mut tokenizer = Tokenizer::from_json(&json).map_err(|e| e.in_file(&path))?;
     let templates = files.templates()?;
+    if let Some(adds) = templates.adds_bos {
+        let bos = templates.tokens.bos.as_deref().filter(|_| adds);
+        tokenizer.set_beginning(bos.and_then(|bos| tokenizer.special(bos)));
+    }
     let (chat, tool_use) = (templates.chat.as_deref(), templates.tool_use.as_deref());
     let chat_template = chat_template(directory, chat, tool_use, templates.tokens)?;
     check_vocabulary(&path, &tokenizer, config.spec.vocab_size)?;

@@ -52,7 +52,11 @@ pub fn add_schemas(reference: &mut Reference) {
     let shared = json!({
         "model": { "type": "string" },
         "return_token_strs": { "type": ["boolean", "null"] },
-        "add_special_tokens": { "type": ["boolean", "null"] },
+        "add_special_tokens": {
+            "type": ["boolean", "null"],
+            "description": "Whether the model's beginning of a text comes first, where it is not there \
+                            already. Without it, in a prompt and not in messages.",
+        },
     });
     let with = |name: &str, schema: Value| {
         let mut properties = shared.clone();
@@ -95,9 +99,10 @@ pub async fn tokenize(
     let chat = fields.take(CHAT.field)?.map(|raw| CHAT.read(raw)).transpose()?;
     let tools = tools::CHAT.take(&mut fields)?;
     let with_texts = fields.flag("return_token_strs")?;
-    // The template says what an answer begins with, and which tokens are special.
+    // The template says what an answer begins with.
     fields.pass("add_generation_prompt", |value| *value == json!(true));
-    fields.pass("add_special_tokens", Value::is_boolean);
+    // It also writes what a chat begins with; a text has that by default, as in a completion.
+    let begins = fields.take("add_special_tokens")?.unwrap_or(text.is_some());
     fields.finish()?;
     let tokens = match (text, chat) {
         (Some(text), None) => text_tokens(&api, text).await?,
@@ -107,6 +112,7 @@ pub async fn tokenize(
             return Err(ApiError::invalid("prompt", message));
         }
     };
+    let tokens = if begins && !tokens.is_empty() { api.tokenizer.begin(tokens) } else { tokens };
     let mut answer = json!({
         "count": tokens.len(),
         "max_model_len": api.base.context_length,

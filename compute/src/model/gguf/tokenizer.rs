@@ -5,11 +5,15 @@ use crate::model::chat_template::TemplateTokens;
 use crate::model::tokenizer::{BytePairs, SentencePieces};
 use crate::model::{ModelError, Tokenizer, TokenizerError};
 
+/// The names of Llama 3's pre-tokenizer.
+const LLAMA3: [&str; 3] = ["llama-bpe", "llama3", "llama-v3"];
+
 impl Gguf {
     pub(in crate::model) fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
         let kind = self.string("tokenizer.ggml.model")?;
         let tokens = self.strings("tokenizer.ggml.tokens")?;
         let kinds = self.integers("tokenizer.ggml.token_type")?;
+        let pre = self.optional_string("tokenizer.ggml.pre")?;
         let tokenizer = match kind {
             "gpt2" => Tokenizer::from_byte_pairs(BytePairs {
                 rule: self.string("tokenizer.ggml.pre")?,
@@ -30,7 +34,13 @@ impl Gguf {
                 "the tokenizer {other} (gpt2, byte-level BPE, and llama, SentencePiece, are served)"
             ))),
         };
-        tokenizer.map_err(|e| e.in_file(&self.path))
+        let mut tokenizer = tokenizer.map_err(|e| e.in_file(&self.path))?;
+        // What llama.cpp takes for granted where the file does not say it.
+        let begins = kind == "llama" || pre.is_some_and(|pre| LLAMA3.contains(&pre));
+        let begins = self.optional_bool("tokenizer.ggml.add_bos_token")?.unwrap_or(begins);
+        let beginning = self.optional_u32("tokenizer.ggml.bos_token_id")?;
+        tokenizer.set_beginning(beginning.filter(|_| begins));
+        Ok(tokenizer)
     }
 
     /// The texts of the tokens that templates write by name.

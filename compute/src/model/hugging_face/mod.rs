@@ -30,11 +30,12 @@ struct GenerationConfig {
     eos_token_id: Option<OneOrMany>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct TokenizerConfig {
     chat_template: Option<Templates>,
     bos_token: Option<NamedToken>,
     eos_token: Option<NamedToken>,
+    add_bos_token: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -54,6 +55,8 @@ pub(super) struct FoundTemplates {
     pub chat: Option<String>,
     pub tool_use: Option<String>,
     pub tokens: TemplateTokens,
+    /// Whether texts begin with the token for it. None: as tokenizer.json says.
+    pub adds_bos: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -151,8 +154,9 @@ impl HuggingFace {
         let path = self.directory.join(TOKENIZER_CONFIG);
         let config = match path.is_file() {
             true => read_json(&path)?,
-            false => TokenizerConfig { chat_template: None, bos_token: None, eos_token: None },
+            false => TokenizerConfig::default(),
         };
+        let adds_bos = config.add_bos_token;
         let tokens = TemplateTokens {
             bos: config.bos_token.map(NamedToken::into_text),
             eos: config.eos_token.map(NamedToken::into_text),
@@ -160,9 +164,9 @@ impl HuggingFace {
         let file = self.directory.join(TEMPLATE);
         if file.is_file() {
             let template = fs::read_to_string(&file).map_err(ModelError::io(&file))?;
-            return Ok(FoundTemplates { chat: Some(template), tool_use: None, tokens });
+            return Ok(FoundTemplates { chat: Some(template), tool_use: None, tokens, adds_bos });
         }
-        let mut found = FoundTemplates { chat: None, tool_use: None, tokens };
+        let mut found = FoundTemplates { chat: None, tool_use: None, tokens, adds_bos };
         match config.chat_template {
             Some(Templates::One(template)) => found.chat = Some(template),
             Some(Templates::Named(all)) => {

@@ -1,8 +1,11 @@
 //! The kinds of tokenizers that the served families have, from tokenizer.json and from GGUF, against
 //! the libraries that they come from (`scripts/record-tokenizer-fixtures`).
 
+use super::tiny;
 use crate::model::gguf::Gguf;
 use crate::model::{Specials, Tokenizer, TokenizerError};
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::gguf_file::Value as Meta;
 use proptest::prelude::*;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -81,6 +84,65 @@ fn a_byte_without_a_token_is_written_as_its_number_and_read_as_itself() {
         let number = tokenizer.encode("<0x0A>", Specials::AsText).expect("encodes");
         assert_eq!(tokenizer.decode(&number), " <0x0A>");
     }
+}
+
+/// What each family's tokenizer.json says of the beginning of a text, against the library's own reading.
+#[test]
+fn a_text_begins_as_the_familys_own_library_begins_it_and_never_twice() {
+    let template = |bos: &str, id: u32| {
+        let special = json!({ "SpecialToken": { "id": bos, "type_id": 0 } });
+        let single = json!([special, { "Sequence": { "id": "A", "type_id": 0 } }]);
+        json!({
+            "type": "TemplateProcessing", "single": single, "pair": single,
+            "special_tokens": { bos: { "id": bos, "ids": [id], "tokens": [bos] } },
+        })
+    };
+    let bytes = json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false,
+    });
+    let begin = "<|begin_of_text|>";
+    for (kind, processor, bos) in [
+        (
+            "llama3",
+            json!({ "type": "Sequence", "processors": [bytes, template(begin, 362)] }),
+            Some(begin),
+        ),
+        ("qwen2", bytes, None),
+        ("llama2", template("<s>", 1), Some("<s>")),
+        ("mistral", template("<s>", 1), Some("<s>")),
+    ] {
+        let mut json: Value = serde_json::from_slice(&json_of(kind)).expect("JSON");
+        json["post_processor"] = processor;
+        let json = json.to_string();
+        let library = tokenizers::Tokenizer::from_bytes(json.as_bytes()).expect("a tokenizer");
+        let tokenizer = Tokenizer::from_json(json.as_bytes()).expect("a tokenizer that is served");
+        let encode = |text: &str| tokenizer.encode(text, Specials::Recognised).expect("encodes");
+        for text in ["Hello, world!", " two", "日本"] {
+            let expected = library.encode_fast(text, true).expect("encodes");
+            assert_eq!(tokenizer.begin(encode(text)), expected.get_ids(), "{kind}: {text:?}");
+        }
+        let begun = encode(&format!("{}Hello", bos.unwrap_or_default()));
+        assert_eq!(tokenizer.begin(begun.clone()), begun, "{kind}: it begins already");
+    }
+}
+
+#[test]
+fn a_gguf_file_says_what_a_text_begins_with_or_llama_cpp_knows() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("tiny.gguf");
+    let begins = |more: &[(&str, Meta)]| {
+        let mut metadata = tiny::metadata();
+        metadata.extend(more.iter().map(|(key, value)| (key.to_string(), value.clone())));
+        tiny::write_gguf(&path, GgmlDType::F16, &metadata, &tiny::Tensors::new());
+        let tokenizer = Gguf::open(&path).expect("a GGUF file").tokenizer().expect("a tokenizer");
+        tokenizer.begin(vec![20]) == [1, 20]
+    };
+    let pre = |name: &str| ("tokenizer.ggml.pre", Meta::String(name.into()));
+    let add = |adds| ("tokenizer.ggml.add_bos_token", Meta::Bool(adds));
+    assert!(!begins(&[pre("smollm")]));
+    assert!(begins(&[pre("smollm"), add(true)]));
+    assert!(begins(&[pre("llama-bpe")]));
+    assert!(!begins(&[pre("llama-bpe"), add(false)]));
 }
 
 proptest! {

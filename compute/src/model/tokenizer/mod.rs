@@ -60,6 +60,8 @@ pub struct Tokenizer {
     specials: Vec<Special>,
     /// First characters of the special tokens.
     firsts: Vec<char>,
+    /// What a text begins with that no template has written.
+    beginning: Option<u32>,
     pieces: Arc<Pieces>,
 }
 
@@ -100,10 +102,27 @@ impl Tokenizer {
         firsts.dedup();
         let pieces = Arc::new(Pieces::of(&inner, spelling));
         let continued = continued(&inner)?;
-        Ok(Self { inner, continued, specials, firsts, pieces })
+        let beginning = beginning(&inner)?;
+        Ok(Self { inner, continued, specials, firsts, beginning, pieces })
     }
 
-    /// Without adding a token for the beginning of the text: chat templates write their own. Where
+    /// Overrules what the tokenizer's own file says a text begins with.
+    pub(super) fn set_beginning(&mut self, beginning: Option<u32>) {
+        self.beginning = beginning;
+    }
+
+    /// The tokens with the model's beginning of a text before them, if it has one and they do not begin
+    /// with it.
+    pub fn begin(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        if let Some(beginning) = self.beginning
+            && ids.first() != Some(&beginning)
+        {
+            ids.insert(0, beginning);
+        }
+        ids
+    }
+
+    /// Without adding a token for the [beginning](Self::begin) of the text: chat templates write their own. Where
     /// specials are recognised, the marks that [`Tokenizer::defuse`] left are dropped. So are, always,
     /// the few bytes that a vocabulary may lack (rare control characters), as the original does.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>, TokenizerError> {
@@ -207,6 +226,13 @@ fn encode_text(
         inner.encode_fast(text, false).map_err(|e| TokenizerError::Encode(e.to_string()))?;
     ids.extend_from_slice(encoding.get_ids());
     Ok(())
+}
+
+/// The token that Transformers puts before a text.
+fn beginning(inner: &tokenizers::Tokenizer) -> Result<Option<u32>, TokenizerError> {
+    let encoding =
+        inner.encode_fast("", true).map_err(|e| TokenizerError::Encode(e.to_string()))?;
+    Ok(encoding.get_ids().first().copied())
 }
 
 /// Metaspace's scheme `first` puts a space before the beginning of a text, and not before what follows

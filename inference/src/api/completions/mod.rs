@@ -62,7 +62,7 @@ async fn tokenized(
 }
 
 /// Special tokens are recognised in a text, as everywhere else: here the caller writes the whole
-/// prompt. Token ids say exactly what is meant.
+/// prompt, but for the token that a text of this model begins with. Token ids say exactly what is meant.
 fn tokenize(tokenizer: &Tokenizer, prompt: Prompt, echo: bool) -> Result<Tokenized, ApiError> {
     let prompt = match prompt {
         Prompt::Text(text) => {
@@ -70,6 +70,8 @@ fn tokenize(tokenizer: &Tokenizer, prompt: Prompt, echo: bool) -> Result<Tokeniz
                 tracing::error!("the tokenizer failed on a request's prompt");
                 ApiError::Internal
             })?;
+            // An empty text stays one, for which there is no answer.
+            let tokens = if tokens.is_empty() { tokens } else { tokenizer.begin(tokens) };
             Tokenized { tokens, echo: if echo { text } else { String::new() } }
         }
         Prompt::Tokens(tokens) => {

@@ -128,7 +128,7 @@ pub async fn serve(
     let api = Arc::new(Api {
         base: base.clone(),
         tokenizer,
-        tokenizing: Tokenizing::default(),
+        tokenizing: Tokenizing::new(config.max_requests),
         chat_template: model.chat_template,
         calls_tools: config.tool_calls != ToolCalls::Refused,
         guidance: Arc::new(guidance),

@@ -4,25 +4,22 @@ use super::error::ApiError;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, TryAcquireError};
 
-/// Texts in hand, being tokenized or waiting for that. One more is refused: its request would wait in
-/// a queue that nobody orders.
-const MAX_TEXTS: usize = 256;
-
 /// Shared by all requests. At most as many texts at a time as there are cores.
 pub struct Tokenizing {
+    /// Texts in hand, being tokenized or waiting for that. One more is refused: its request would wait
+    /// in a queue that nobody orders.
     texts: Arc<Semaphore>,
     cores: Arc<Semaphore>,
 }
 
-impl Default for Tokenizing {
-    fn default() -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let cores = Arc::new(Semaphore::new(cores));
-        Self { texts: Arc::new(Semaphore::new(MAX_TEXTS)), cores }
-    }
-}
-
 impl Tokenizing {
+    /// `most` texts in hand: as many as the node holds requests, so that all of them may come at once.
+    pub fn new(most: usize) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let texts = most.min(Semaphore::MAX_PERMITS);
+        Self { texts: Arc::new(Semaphore::new(texts)), cores: Arc::new(Semaphore::new(cores)) }
+    }
+
     pub async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,

@@ -4,6 +4,7 @@ mod bench;
 mod clients;
 mod engine;
 mod faults;
+mod fuzz;
 mod journey;
 mod nodes;
 mod stopping;

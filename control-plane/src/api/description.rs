@@ -152,7 +152,7 @@ fn operations() -> Vec<(Method, &'static str, Operation)> {
         (
             Get,
             "/api/v1/limits",
-            op("What the tenant is limited to").answers(200, "The limits", any()),
+            op("What the tenant is limited to").answers(200, "The limits", named("Limits")),
         ),
         (
             Get,
@@ -168,7 +168,9 @@ fn operations() -> Vec<(Method, &'static str, Operation)> {
         (
             Put,
             "/api/v1/operator/tenants/{tenant}/limits",
-            op("Replace a tenant's limits").body(any()).answers(200, "The limits", any()),
+            op("Replace a tenant's limits; one that is left out ends")
+                .body(named("Limits"))
+                .answers(200, "The limits", named("Limits")),
         ),
         (
             Put,

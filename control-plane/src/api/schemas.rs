@@ -20,7 +20,7 @@ fn array(items: Value) -> Value {
 }
 
 pub(super) fn schemas() -> Vec<(&'static str, Value)> {
-    [accounts(), keys(), adapters(), uploads()].concat()
+    [accounts(), keys(), adapters(), uploads(), limits()].concat()
 }
 
 fn accounts() -> Vec<(&'static str, Value)> {
@@ -171,4 +171,17 @@ fn uploads() -> Vec<(&'static str, Value)> {
         ("Upload", object(&["upload_id", "version_id", "state", "files"], upload)),
         ("Parts", object(&["parts"], json!({ "parts": array(part) }))),
     ]
+}
+
+fn limits() -> Vec<(&'static str, Value)> {
+    let from = |least: i64, most: i64| json!({ "type": ["integer", "null"], "minimum": least, "maximum": most });
+    let limits = json!({
+        "max_concurrency": from(0, 1_000_000),
+        "requests_per_minute": from(0, 1_000_000_000),
+        "tokens_per_minute": from(0, 1_000_000_000_000),
+        "weight": from(1, 10_000),
+        "adapter_host_bytes": from(0, i64::MAX),
+        "adapter_device_bytes": from(0, i64::MAX),
+    });
+    vec![("Limits", object(&[], limits))]
 }

@@ -93,6 +93,7 @@ fn submit(
         stop_tokens: Vec::new(),
         ignore_eos: true,
         logprobs: None,
+        scores_prompt: false,
         deadline: None,
         events,
     };

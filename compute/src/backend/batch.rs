@@ -56,7 +56,7 @@ impl Input {
     }
 }
 
-/// Raw logits to copy to the host; for tests and oracles, not for serving.
+/// What is wanted of the logits beside a draw. Raw ones are for tests and oracles, not for serving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogitsWanted {
     #[default]
@@ -65,6 +65,10 @@ pub enum LogitsWanted {
     Last,
     /// Of every input token.
     All,
+    /// No logits: the log probabilities of what stands behind each input token, which is the next one,
+    /// and `next` behind the last; and of the `top` most likely tokens there. None where the backend does
+    /// not [score tokens](super::Backend::scores_tokens).
+    Scores { top: u8, next: Option<u32> },
 }
 
 /// How the next token is drawn.
@@ -82,7 +86,7 @@ pub struct SampleRequest {
     pub logprobs: Option<u8>,
 }
 
-/// A token drawn by a step.
+/// A token drawn by a step, or one that was given and scored.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SampledToken {
     pub token: u32,
@@ -98,6 +102,8 @@ pub struct SequenceOutput {
     pub sampled: Option<SampledToken>,
     /// `rows x vocabulary` as asked for by [`LogitsWanted`].
     pub logits: Vec<Vec<f32>>,
+    /// The tokens behind the input tokens, as asked for by [`LogitsWanted::Scores`].
+    pub scores: Vec<SampledToken>,
 }
 
 #[derive(Debug, Clone, PartialEq)]

@@ -142,6 +142,11 @@ pub trait Backend: Send {
     /// True when it applies [`SampleRequest::allowed`]. Requests that need it are refused otherwise.
     fn masks_tokens(&self) -> bool;
 
+    /// True when it answers [`LogitsWanted::Scores`]. Requests that need it are refused otherwise.
+    fn scores_tokens(&self) -> bool {
+        false
+    }
+
     fn host_allocator(&self) -> Arc<dyn HostAllocator>;
 
     /// Bytes the adapter will occupy on the device, at its true rank.

@@ -273,6 +273,9 @@ impl From<RequestError> for ApiError {
             RequestError::Guidance { parameter, error } => {
                 Self::invalid(parameter, format!("Invalid `{parameter}`: {error}."))
             }
+            RequestError::NoPromptScores => {
+                Self::invalid("echo", format!("{error}: leave `echo` or `logprobs` out."))
+            }
             RequestError::Unsupported(param) => {
                 Self::invalid(param, format!("{error}: leave it out."))
             }

@@ -1,7 +1,7 @@
 //! What an endpoint makes of an answer: one body, or the events of a stream.
 
 use super::error::ApiError;
-use super::generation::{Counts, Ending, Generation, Piece, Progress, TokenLogprob};
+use super::generation::{Counts, Ending, Generation, Piece, Progress, PromptToken, TokenLogprob};
 use super::stream;
 use super::tools::Part;
 use axum::Json;
@@ -26,6 +26,8 @@ pub trait Shape: Send + 'static {
 /// A complete choice.
 #[derive(Debug)]
 pub struct Choice {
+    /// Of a prompt whose log probabilities were asked for.
+    pub prompt: Vec<PromptToken>,
     pub text: String,
     pub calls: Vec<Call>,
     pub logprobs: Vec<TokenLogprob>,
@@ -41,10 +43,17 @@ pub struct Call {
 
 impl Choice {
     fn new() -> Self {
-        Self { text: String::new(), calls: vec![], logprobs: vec![], ending: Ending::Stop }
+        Self {
+            prompt: vec![],
+            text: String::new(),
+            calls: vec![],
+            logprobs: vec![],
+            ending: Ending::Stop,
+        }
     }
 
     fn grow(&mut self, piece: Piece) {
+        self.prompt.extend(piece.prompt);
         self.logprobs.extend(piece.logprobs);
         for part in piece.parts {
             match part {

@@ -69,6 +69,7 @@ pub(super) async fn request(
         stop_tokens: Vec::new(),
         ignore_eos: true,
         logprobs: None,
+        scores_prompt: false,
         deadline: None,
         events: sender,
     };
@@ -80,7 +81,8 @@ pub(super) async fn request(
         match event {
             EngineEvent::Token(_) => timeline.tokens.push(Instant::now()),
             EngineEvent::Failed { error, .. } => anyhow::bail!("a request failed: {error}"),
-            EngineEvent::Started { .. } | EngineEvent::Finished { .. } => {}
+            EngineEvent::Started { .. } | EngineEvent::Prompt(_) | EngineEvent::Finished { .. } => {
+            }
         }
     }
     Ok(timeline)

@@ -5,6 +5,7 @@ use super::places::Places;
 use super::{Engine, EngineEvent, EngineRequest, EngineState, FinishReason, RequestError, Usage};
 use crate::guidance::{GuidanceError, Walker};
 use crate::scheduler::{Ending, NewSequence, Sequence};
+use lorikeet_compute::backend::SampledToken;
 use lorikeet_compute::backend::batch::SequenceId;
 use lorikeet_contract::{KeyId, RequestId, TenantId};
 use std::time::Instant;
@@ -21,11 +22,23 @@ pub(super) struct Request {
     pub walker: Option<Walker>,
     /// The parameter that asked for a grammar.
     pub guided_by: Option<&'static str>,
+    /// The tokens of the prompt that have been scored, until the last of them is. None: none are wanted.
+    pub scores: Option<Vec<SampledToken>>,
     /// Its place among the requests held, given back when the request has ended.
     pub _place: Places,
 }
 
 impl Request {
+    /// Takes up scores of tokens of the prompt, from the one at `first` on. After a preemption some come
+    /// again, and some are of what has been drawn since.
+    pub fn scored(&mut self, first: usize, prompt_len: usize, scores: Vec<SampledToken>) {
+        if let Some(all) = &mut self.scores {
+            let known = all.len();
+            let of_prompt = prompt_len.saturating_sub(first);
+            all.extend(scores.into_iter().take(of_prompt).skip(known.saturating_sub(first)));
+        }
+    }
+
     pub fn take_walker(&mut self) -> Option<Walker> {
         self.walker.take()
     }
@@ -89,6 +102,9 @@ impl Engine {
                 return fail(&submission.request, RequestError::Guidance { parameter, error });
             }
         }
+        if submission.request.scores_prompt && !self.backend.scores_tokens() {
+            return fail(&submission.request, RequestError::NoPromptScores);
+        }
         let Submission { request, submitted, place } = submission;
         let EngineRequest {
             id: request_id,
@@ -104,6 +120,7 @@ impl Engine {
             mut stop_tokens,
             ignore_eos,
             logprobs,
+            scores_prompt,
             deadline,
             events,
         } = request;
@@ -115,8 +132,22 @@ impl Engine {
         self.next_sequence += 1;
         let guided_by = guide.as_ref().map(|guide| guide.parameter);
         let (walker, allowed) = guide.map(|guide| (guide.walker, guide.first)).unzip();
-        let request =
-            Request { id: request_id, tenant, key, events, walker, guided_by, _place: place };
+        let first = prompt.first().map(|token| SampledToken {
+            token: *token,
+            logprob: None,
+            top_logprobs: Vec::new(),
+        });
+        let scores = scores_prompt.then(|| first.into_iter().collect());
+        let request = Request {
+            id: request_id,
+            tenant,
+            key,
+            events,
+            walker,
+            guided_by,
+            scores,
+            _place: place,
+        };
         self.requests.insert(id, request);
         self.by_id.insert(request_id, id);
         let new = NewSequence {
@@ -130,6 +161,7 @@ impl Engine {
             rules,
             allowed,
             logprobs,
+            scores_prompt,
             stop_tokens,
             deadline,
             submitted,

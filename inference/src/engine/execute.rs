@@ -1,9 +1,9 @@
 //! A planned step on its way through the backend.
 
 use super::{Engine, EngineError, EngineEvent, InFlight, StepReport};
-use crate::scheduler::{Commit, PlannedSequence, Scheduler, Sequence, StepPlan};
+use crate::scheduler::{Commit, PlannedSequence, Scheduler, Score, Sequence, StepPlan};
 use lorikeet_compute::backend::{
-    Input, LogitsWanted, SampleRequest, SequenceOutput, SequenceStep, StepBatch,
+    Input, LogitsWanted, SampleRequest, SampledToken, SequenceOutput, SequenceStep, StepBatch,
 };
 use std::time::Instant;
 
@@ -82,6 +82,7 @@ impl Engine {
         {
             return Err(EngineError::Contract("a token was drawn that was not allowed"));
         }
+        self.take_scores(planned, output.scores);
         let commit = self.scheduler.commit(planned, token, &mut self.kv);
         if matches!(commit, Commit::Gone) {
             return Ok(());
@@ -99,6 +100,25 @@ impl Engine {
             _ => token.into_iter().for_each(|token| self.follow(id, token)),
         }
         Ok(())
+    }
+}
+
+impl Engine {
+    /// Of a prompt; told with its last row, before the token that is drawn there.
+    fn take_scores(&mut self, planned: &PlannedSequence, scores: Vec<SampledToken>) {
+        let Some(request) = self.requests.get_mut(&planned.sequence) else { return };
+        if request.scores.is_none() {
+            return;
+        }
+        if let Some(sequence) = self.scheduler.get(planned.sequence) {
+            request.scored(planned.position + 1, sequence.prompt_tokens(), scores);
+        }
+        if planned.samples
+            && let Some(scores) = request.scores.take()
+        {
+            // A reader that is gone is noticed with the token.
+            let _ = request.events.try_send(EngineEvent::Prompt(scores));
+        }
     }
 }
 
@@ -129,6 +149,10 @@ fn fill_one(step: &mut SequenceStep, planned: &PlannedSequence, sequence: &Seque
     step.blocks.clear();
     step.blocks.extend_from_slice(sequence.table().blocks());
     step.adapter = planned.lease.as_ref().map(|lease| lease.slot());
+    step.logits = match sequence.score(planned) {
+        Some(Score { top, next, .. }) => LogitsWanted::Scores { top, next },
+        None => LogitsWanted::None,
+    };
     let mut edits = step.sample.take().map(|sample| sample.edits).unwrap_or_default();
     edits.clear();
     step.sample = planned.samples.then(|| {

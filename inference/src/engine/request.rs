@@ -34,9 +34,12 @@ pub struct EngineRequest {
     /// the sequence; `stop_tokens` still do.
     pub ignore_eos: bool,
     pub logprobs: Option<u8>,
+    /// The prompt's tokens are scored, too ([`EngineEvent::Prompt`]). Needs a backend that
+    /// [scores tokens](lorikeet_compute::backend::Backend::scores_tokens), or the request fails.
+    pub scores_prompt: bool,
     /// The request fails with [`RequestError::Deadline`] when it has not ended by then.
     pub deadline: Option<Instant>,
-    /// Must hold `max_tokens + 2` events: the engine never waits for a reader. A full or closed
+    /// Must hold `max_tokens + 2` events, and one more where the prompt is scored: the engine never waits for a reader. A full or closed
     /// channel cancels the request.
     pub events: mpsc::Sender<EngineEvent>,
 }
@@ -51,6 +54,9 @@ pub enum EngineEvent {
         queue: Duration,
         adapter_load: Duration,
     },
+    /// The prompt's tokens with their log probabilities; the first has none. Comes before any token,
+    /// where it was asked for.
+    Prompt(Vec<SampledToken>),
     /// The next token. Tokens arrive in order, without gaps.
     Token(SampledToken),
     /// Last event of a request that ended well.
@@ -96,6 +102,8 @@ pub enum RequestError {
     Unsupported(&'static str),
     #[error("{error}")]
     Guidance { parameter: &'static str, error: GuidanceError },
+    #[error("the node's device gives no log probabilities of a prompt")]
+    NoPromptScores,
     #[error("the prompt needs {needed} KV blocks, the node has {available}")]
     TooLarge { needed: u32, available: u32 },
     #[error("access was revoked while the request ran")]

@@ -96,9 +96,20 @@ impl BlockPool {
         tokens: &[u32],
         table: &mut BlockTable,
     ) -> Option<u32> {
+        self.admit_reusing(scope, tokens, tokens.len(), table)
+    }
+
+    /// The same, with at most so many tokens from the cache.
+    pub fn admit_reusing(
+        &mut self,
+        scope: PrefixScope,
+        tokens: &[u32],
+        most: usize,
+        table: &mut BlockTable,
+    ) -> Option<u32> {
         debug_assert!(table.blocks.is_empty());
         // The last token is computed in any case: its logits are what is asked for.
-        let reusable = tokens.len().saturating_sub(1) / self.block_size;
+        let reusable = most.min(tokens.len().saturating_sub(1)) / self.block_size;
         for chunk in tokens.chunks_exact(self.block_size).take(reusable) {
             let Some((block, prefix)) = self.find(table.parent(scope), chunk) else { break };
             self.hold(block);

@@ -32,7 +32,7 @@ use tenants::{Served, Tenants};
 pub use map::SequenceMap;
 pub use plan::{Commit, PlannedSequence, StepPlan};
 pub use price::Prices;
-pub use sequence::{Ending, NewSequence, Sequence};
+pub use sequence::{Ending, NewSequence, Score, Sequence};
 
 /// Limits of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,6 +28,8 @@ pub struct NewSequence {
     /// later one. None: any token, always.
     pub allowed: Option<Arc<TokenMask>>,
     pub logprobs: Option<u8>,
+    /// The prompt's tokens are scored, too, beside as many of the most likely.
+    pub scores_prompt: bool,
     /// Tokens, prompt included, at which it ends; earlier when the whole cache holds fewer.
     pub max_len: usize,
     /// Each ends it when drawn.
@@ -62,6 +64,15 @@ enum Choice {
     Unknown,
 }
 
+/// Tokens of the prompt to be scored: from `first` on, the last of them `next`, unless that is known to be
+/// none of the prompt's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Score {
+    pub first: usize,
+    pub next: Option<u32>,
+    pub top: u8,
+}
+
 #[derive(Debug)]
 pub struct Sequence {
     pub id: SequenceId,
@@ -81,6 +92,9 @@ pub struct Sequence {
     editor: Option<LogitEditor>,
     choice: Choice,
     logprobs: Option<u8>,
+    /// Tokens of the prompt that collected steps have scored, the first one included, which has no
+    /// score. None: none are wanted.
+    scored: Option<usize>,
     pub(super) deadline: Option<Instant>,
     queue_deadline: Option<Instant>,
     submitted: Instant,
@@ -123,6 +137,7 @@ impl Sequence {
             stop_tokens: new.stop_tokens,
             params: new.params,
             logprobs: new.logprobs,
+            scored: new.scores_prompt.then_some(1),
             deadline: new.deadline,
             queue_deadline,
             submitted: new.submitted,
@@ -177,6 +192,23 @@ impl Sequence {
 
     pub fn logprobs(&self) -> Option<u8> {
         self.logprobs
+    }
+
+    /// Tokens at its beginning that may be found in the cache: rows that score are computed.
+    pub(super) fn reusable(&self) -> usize {
+        match self.scored {
+            Some(scored) if scored < self.prompt_len => scored - 1,
+            _ => self.tokens.len(),
+        }
+    }
+
+    /// What is wanted of the logits of planned rows. None: nothing.
+    pub fn score(&self, planned: &PlannedSequence) -> Option<Score> {
+        self.scored?;
+        let end = planned.position + planned.rows;
+        let next = self.tokens[..self.prompt_len].get(end).copied();
+        let first = planned.position + 1;
+        (first < self.prompt_len).then(|| Score { first, next, top: self.logprobs.unwrap_or(0) })
     }
 
     pub fn prompt_tokens(&self) -> usize {
@@ -294,6 +326,10 @@ impl Sequence {
         sampled: Option<u32>,
     ) -> Option<Ending> {
         self.pending -= usize::from(planned.samples);
+        if let Some(scored) = &mut self.scored {
+            let behind = planned.position + planned.rows + 1;
+            *scored = (*scored).max(behind.min(self.prompt_len));
+        }
         let token = sampled?;
         self.tokens.push(token);
         if let Some(editor) = &mut self.editor {

@@ -156,9 +156,13 @@ impl Scheduler {
                     lease
                 }
                 Prompt::Waiting { turn, order, lease } => {
-                    let Some(cached) =
-                        kv.admit(sequence.scope, &sequence.tokens, &mut sequence.table)
-                    else {
+                    let most = sequence.reusable();
+                    let Some(cached) = kv.admit_reusing(
+                        sequence.scope,
+                        &sequence.tokens,
+                        most,
+                        &mut sequence.table,
+                    ) else {
                         // It keeps its turn: small prompts do not starve a large one.
                         self.blocked = Some(id);
                         self.frontier = Some(order);

@@ -169,7 +169,12 @@ impl<T: Element> CpuBackend<T> {
 
     /// Puts what the threads drew into the order of the batch.
     fn gather(&mut self, batch: &StepBatch) -> StepOutput {
-        let empty = |sequence| SequenceOutput { sequence, sampled: None, logits: Vec::new() };
+        let empty = |sequence| SequenceOutput {
+            sequence,
+            sampled: None,
+            logits: Vec::new(),
+            scores: Vec::new(),
+        };
         let mut sequences = self.spare_outputs.pop().unwrap_or_default();
         sequences.extend(batch.sequences.iter().map(|s| empty(s.sequence)));
         self.previous.clear();
@@ -181,6 +186,7 @@ impl<T: Element> CpuBackend<T> {
         for (index, result) in self.results.drain(..) {
             let output = &mut sequences[self.plan.logit_rows[index].sequence];
             output.logits.extend(result.logits);
+            output.scores.extend(result.score);
             if let Some(sampled) = result.sampled {
                 self.previous.push((output.sequence, sampled.token));
                 output.sampled = Some(sampled);
@@ -211,6 +217,10 @@ impl<T: Element> Backend for CpuBackend<T> {
     }
 
     fn masks_tokens(&self) -> bool {
+        true
+    }
+
+    fn scores_tokens(&self) -> bool {
         true
     }
 

@@ -3,7 +3,7 @@
 use super::element::Element;
 use super::forward::Step;
 use super::pack::Rows;
-use super::plan::LogitRow;
+use super::plan::{LogitRow, Score};
 use super::pool::Member;
 use super::shared::Shared;
 use crate::backend::{SampleRequest, SampledToken, StepBatch};
@@ -29,6 +29,7 @@ pub struct Drawn {
 pub struct RowOutput {
     pub sampled: Option<SampledToken>,
     pub logits: Option<Vec<f32>>,
+    pub score: Option<SampledToken>,
 }
 
 impl<T: Element> OutputBuffers<T> {
@@ -81,6 +82,10 @@ fn draw(sampler: &mut Sampler, row: LogitRow, logits: &[f32], batch: &StepBatch)
     RowOutput {
         sampled: request.map(|request| sample(sampler, logits, request)),
         logits: row.copy.then(|| logits.to_vec()),
+        score: row.score.map(|Score { token, top }| {
+            let (logprob, top_logprobs) = sampling::log_probs(logits, token, top);
+            SampledToken { token, logprob: Some(logprob), top_logprobs }
+        }),
     }
 }
 

@@ -56,6 +56,14 @@ pub struct LogitRow {
     pub sequence: usize,
     pub sample: bool,
     pub copy: bool,
+    pub score: Option<Score>,
+}
+
+/// A token whose log probability is wanted, and of how many of the most likely beside it.
+#[derive(Debug, Clone, Copy)]
+pub struct Score {
+    pub token: u32,
+    pub top: u8,
 }
 
 /// Reused from step to step.
@@ -192,13 +200,25 @@ impl<T: Element> StepPlan<T> {
 
     fn add_logits(&mut self, sequence: &SequenceStep, index: usize, first: usize) {
         let last = self.rows.len() - 1;
-        let all = sequence.logits == LogitsWanted::All;
-        for row in if all { first } else { last }..self.rows.len() {
+        let wanted = sequence.logits;
+        let from = match wanted {
+            LogitsWanted::All | LogitsWanted::Scores { .. } => first,
+            LogitsWanted::None | LogitsWanted::Last => last,
+        };
+        for row in from..self.rows.len() {
             let is_last = row == last;
             let sample = is_last && sequence.sample.is_some();
-            let copy = all || is_last && sequence.logits == LogitsWanted::Last;
-            if sample || copy {
-                self.logit_rows.push(LogitRow { row, sequence: index, sample, copy });
+            let (copy, score) = match wanted {
+                LogitsWanted::None => (false, None),
+                LogitsWanted::Last => (is_last, None),
+                LogitsWanted::All => (true, None),
+                LogitsWanted::Scores { top, next } => {
+                    let token = if is_last { next } else { Some(self.rows[row + 1].token) };
+                    (false, token.map(|token| Score { token, top }))
+                }
+            };
+            if sample || copy || score.is_some() {
+                self.logit_rows.push(LogitRow { row, sequence: index, sample, copy, score });
             }
         }
     }

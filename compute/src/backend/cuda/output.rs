@@ -115,7 +115,12 @@ impl Pending {
     /// Waits for the step; gives its memory back.
     pub fn collect(self) -> Result<(StepOutput, DrawMemory), CudaError> {
         self.memory.done.synchronize()?;
-        let empty = |&sequence| SequenceOutput { sequence, sampled: None, logits: Vec::new() };
+        let empty = |&sequence| SequenceOutput {
+            sequence,
+            sampled: None,
+            logits: Vec::new(),
+            scores: Vec::new(),
+        };
         let mut sequences: Vec<SequenceOutput> = self.sequences.iter().map(empty).collect();
         for (index, row) in self.rows.iter().enumerate() {
             let output = &mut sequences[row.sequence];

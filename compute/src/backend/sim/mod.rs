@@ -13,8 +13,8 @@ mod slots;
 
 use super::{
     AdapterSlot, Backend, BackendError, Capacity, HeapAllocator, HostAdapter, HostAllocator, Input,
-    SampleRequest, SampledToken, SequenceOutput, SequenceStep, StepBatch, StepOutput, StepTicket,
-    UploadDone,
+    LogitsWanted, SampleRequest, SampledToken, SequenceOutput, SequenceStep, StepBatch, StepOutput,
+    StepTicket, UploadDone,
 };
 use crate::backend::batch::SequenceId;
 use lorikeet_contract::AdapterDigest;
@@ -152,11 +152,12 @@ impl SimBackend {
             }
         };
         let state = self.shadow.feed(step, adapter, tokens)?;
+        let scores = self.scores(step, tokens)?;
         let sampled = step.sample.as_ref().map(|request| self.draw(state, request));
         if let Some(sampled) = &sampled {
             drawn.insert(step.sequence, sampled.token);
         }
-        Ok(SequenceOutput { sequence: step.sequence, sampled, logits: Vec::new() })
+        Ok(SequenceOutput { sequence: step.sequence, sampled, logits: Vec::new(), scores })
     }
 
     /// The token after a state: the likeliest that is allowed, once the edits are applied.
@@ -172,6 +173,24 @@ impl SimBackend {
             logprob: request.logprobs.map(|_| Ranks::logprob(ranks.rank(token))),
             top_logprobs: (0..request.logprobs.unwrap_or(0).into()).map(nth).collect(),
         }
+    }
+
+    /// Of what stands behind each input token.
+    fn scores(&self, step: &SequenceStep, tokens: &[u32]) -> Result<Vec<SampledToken>, String> {
+        let LogitsWanted::Scores { top, next } = step.logits else { return Ok(Vec::new()) };
+        let behind = tokens.iter().skip(1).copied().chain(next);
+        let scored = behind.enumerate().map(|(row, token)| {
+            let state = self.shadow.state(step, step.position as usize + row)?;
+            let vocab = u64::from(self.config.vocab_size);
+            let ranks = Ranks::new(mix(state ^ self.config.seed, 0), vocab, None);
+            let nth = |rank| (ranks.token(rank), Ranks::logprob(rank));
+            Ok(SampledToken {
+                token,
+                logprob: Some(Ranks::logprob(ranks.rank(token))),
+                top_logprobs: (0..top.into()).map(nth).collect(),
+            })
+        });
+        scored.collect()
     }
 
     fn inject(&self, step: u64) -> Result<(), BackendError> {
@@ -199,6 +218,10 @@ impl Backend for SimBackend {
     }
 
     fn masks_tokens(&self) -> bool {
+        true
+    }
+
+    fn scores_tokens(&self) -> bool {
         true
     }
 

@@ -57,6 +57,11 @@ impl Shadow {
         Ok(state)
     }
 
+    /// After the token at a position that the sequence's blocks hold.
+    pub fn state(&self, step: &SequenceStep, position: usize) -> Result<u64, String> {
+        Ok(self.read(step, position)?.state)
+    }
+
     fn check_prefix(&self, step: &SequenceStep, adapter: Option<AdapterKey>) -> Result<(), String> {
         let mut state = start(adapter);
         for position in 0..step.position as usize {

@@ -18,7 +18,7 @@ use axum::response::Response;
 use lorikeet_compute::model::{Specials, Tokenizer};
 use lorikeet_contract::RequestId;
 use request::{CompletionRequest, Prompt};
-use shape::CompletionShape;
+use shape::{CompletionShape, Echo};
 use std::sync::Arc;
 
 pub use schema::{add_schemas, operation};
@@ -33,7 +33,8 @@ pub async fn create(
     let CompletionRequest { parameters, prompts, echo, ignored } = request;
     let model = resolve(&api.base, &caller, &parameters.model)?;
     let prompts = tokenized(&api, prompts, echo).await?;
-    let echoes = prompts.iter().map(|prompt| prompt.echo.clone()).collect();
+    let scored = parameters.prompt_logprobs;
+    let echoes = prompts.iter().map(|prompt| Echo { text: prompt.echo.clone(), scored }).collect();
     let shape = CompletionShape::new(id, &model, &parameters, echoes);
     let streaming = parameters.stream;
     let prompts = prompts.into_iter().map(|prompt| prompt.tokens).collect();

@@ -53,9 +53,11 @@ impl CompletionRequest {
     pub fn read(mut fields: Fields, vocab_size: u32, random_seed: u64) -> Result<Self, ApiError> {
         let parameters = Parameters::take(&mut fields, vocab_size, random_seed)?;
         let logprobs = fields.integer(&LOGPROBS)?;
+        let echo = fields.flag("echo")?;
         let parameters = Parameters {
             max_tokens: Some(fields.integer(&MAX_TOKENS)?.unwrap_or(DEFAULT_MAX_TOKENS)),
             logprobs: logprobs.map(|top| top as u8),
+            prompt_logprobs: echo && logprobs.is_some(),
             ..parameters
         };
         let prompts = prompts(fields.required("prompt")?, vocab_size)?;
@@ -63,12 +65,6 @@ impl CompletionRequest {
             let message =
                 format!("Prompts times `n` are at most {MAX_CHOICES}: send several requests.");
             return Err(ApiError::invalid("prompt", message));
-        }
-        let echo = fields.flag("echo")?;
-        if echo && logprobs.is_some() {
-            let message = "`echo` together with `logprobs` is not supported: log probabilities are \
-                           given of the answer only.";
-            return Err(ApiError::invalid("echo", message));
         }
         fields.pass("suffix", |suffix| suffix == "");
         Ok(Self { parameters, prompts, echo, ignored: fields.finish()? })
@@ -150,7 +146,8 @@ mod tests {
             let name = more.as_object().and_then(|f| f.keys().next().cloned()).expect("a field");
             assert_eq!(refused(more), name);
         }
-        assert_eq!(refused(json!({ "echo": true, "logprobs": 1 })), "echo");
+        let scored = read(json!({ "echo": true, "logprobs": 1 })).expect("a request");
+        assert!(scored.parameters.prompt_logprobs);
         assert_eq!(refused(json!({ "prompt": ["a", "b"], "n": 65 })), "prompt");
     }
 }

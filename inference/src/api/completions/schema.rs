@@ -34,18 +34,20 @@ pub fn add_schemas(reference: &mut Reference) {
         },
         "echo": {
             "type": ["boolean", "null"],
-            "description": "The answer begins with the prompt. Not together with `logprobs`.",
+            "description": "The answer begins with the prompt. With `logprobs` its tokens have log \
+                            probabilities, too; the first has none.",
         },
     });
     let integers = [MAX_TOKENS, LOGPROBS];
     reference.schema("CompletionRequest", schema::request(&["model", "prompt"], &integers, own));
     let column = |kind: &str| json!({ "type": "array", "items": { "type": kind } });
+    let nullable = |kind: &str| json!({ "type": "array", "items": { "type": [kind, "null"] } });
     let logprobs = json!({
         "type": ["object", "null"],
         "properties": {
             "tokens": column("string"),
-            "token_logprobs": column("number"),
-            "top_logprobs": column("object"),
+            "token_logprobs": nullable("number"),
+            "top_logprobs": nullable("object"),
             "text_offset": column("integer"),
         },
     });

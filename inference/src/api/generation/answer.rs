@@ -15,6 +15,23 @@ pub struct TokenLogprob {
     pub top_logprobs: Vec<Candidate>,
 }
 
+/// A token of the prompt that the answer begins with.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PromptToken {
+    /// Nothing stands before it.
+    First(String),
+    Scored(TokenLogprob),
+}
+
+impl PromptToken {
+    pub fn new(tokenizer: &Tokenizer, token: &SampledToken) -> Self {
+        match token.logprob {
+            Some(logprob) => Self::Scored(token_logprob(tokenizer, token, logprob)),
+            None => Self::First(candidate(tokenizer, token.token, 0.0).token),
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Candidate {
     pub token: String,
@@ -25,6 +42,8 @@ pub struct Candidate {
 /// What the answer has grown by.
 #[derive(Debug, Default, PartialEq)]
 pub struct Piece {
+    /// Comes by itself, before all else, where the prompt's log probabilities were asked for.
+    pub prompt: Vec<PromptToken>,
     pub parts: Vec<Part>,
     /// Of the tokens whose text has been let through to where calls are found in it.
     pub logprobs: Vec<TokenLogprob>,
@@ -34,7 +53,7 @@ pub struct Piece {
 
 impl Piece {
     pub fn is_empty(&self) -> bool {
-        self.parts.is_empty() && self.logprobs.is_empty()
+        self.prompt.is_empty() && self.parts.is_empty() && self.logprobs.is_empty()
     }
 
     /// All text of an answer in which no calls are looked for.
@@ -85,11 +104,7 @@ impl Answer {
         if let Some(logprob) = sampled.logprob
             && !tokenizer.is_special(sampled.token)
         {
-            let top = sampled.top_logprobs.iter();
-            let entry = TokenLogprob {
-                chosen: candidate(tokenizer, sampled.token, logprob),
-                top_logprobs: top.map(|(id, p)| candidate(tokenizer, *id, *p)).collect(),
-            };
+            let entry = token_logprob(tokenizer, sampled, logprob);
             self.logprobs.push_back((self.produced, entry));
         }
         if self.unstoppable > 0 {
@@ -124,7 +139,7 @@ impl Answer {
         if stopped {
             self.end(&mut parts);
         }
-        Piece { parts, logprobs, stopped }
+        Piece { prompt: Vec::new(), parts, logprobs, stopped }
     }
 
     fn say(&mut self, text: String, parts: &mut Vec<Part>) {
@@ -139,6 +154,14 @@ impl Answer {
         if let Some(calls) = &mut self.calls {
             calls.finish(parts);
         }
+    }
+}
+
+fn token_logprob(tokenizer: &Tokenizer, sampled: &SampledToken, logprob: f32) -> TokenLogprob {
+    let top = sampled.top_logprobs.iter();
+    TokenLogprob {
+        chosen: candidate(tokenizer, sampled.token, logprob),
+        top_logprobs: top.map(|(id, p)| candidate(tokenizer, *id, *p)).collect(),
     }
 }
 

@@ -2,7 +2,7 @@
 //! when it has drawn its first token, and find the prompt's blocks in the prefix cache.
 
 use super::Work;
-use super::answer::Answer;
+use super::answer::{Answer, PromptToken};
 use crate::api::Api;
 use crate::api::auth::Caller;
 use crate::api::error::ApiError;
@@ -11,6 +11,7 @@ use crate::engine::{EngineEvent, EngineHandle, EngineRequest, Places};
 use crate::guidance::Compiled;
 use crate::telemetry::{Course, Observation, Outcome, Served};
 use lorikeet_contract::RequestId;
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
@@ -20,6 +21,8 @@ pub struct Choices {
     choices: Vec<Choice>,
     /// Answers to each prompt.
     per_prompt: usize,
+    /// Scored prompts, by their first choices.
+    prompts: HashMap<usize, Vec<PromptToken>>,
     /// For those that have not started.
     places: Places,
     observation: Arc<Observation>,
@@ -65,7 +68,7 @@ impl Choices {
             }
             for choice in 0..parameters.n {
                 // Room for every event there can be, so that the engine never waits.
-                let (sender, events) = mpsc::channel(max_tokens as usize + 2);
+                let (sender, events) = mpsc::channel(max_tokens as usize + 3);
                 let id = if choices.is_empty() { id } else { RequestId::new() };
                 let request = EngineRequest {
                     id,
@@ -81,6 +84,7 @@ impl Choices {
                     stop_tokens: Vec::new(),
                     ignore_eos: parameters.ignore_eos,
                     logprobs: parameters.logprobs,
+                    scores_prompt: parameters.prompt_logprobs && choice == 0,
                     deadline: None,
                     events: sender,
                 };
@@ -100,7 +104,9 @@ impl Choices {
         }
         let places = api.engine.reserve(caller.tenant, choices.len() as u32)?;
         let observation = caller.observation.clone();
-        let mut choices = Self { choices, per_prompt, places, observation, served, turn: 0 };
+        let prompts = HashMap::new();
+        let mut choices =
+            Self { choices, per_prompt, prompts, places, observation, served, turn: 0 };
         for leader in (0..choices.choices.len()).step_by(per_prompt) {
             choices.submit(leader, &api.engine)?;
         }
@@ -147,6 +153,17 @@ impl Choices {
     /// The one that computes its prompt.
     pub fn leads(&self, choice: usize) -> bool {
         choice.is_multiple_of(self.per_prompt)
+    }
+
+    /// Keeps a prompt's scores for all its choices.
+    pub fn keep_prompt(&mut self, leader: usize, prompt: Vec<PromptToken>) {
+        self.prompts.insert(leader, prompt);
+    }
+
+    /// The scores of its prompt, for a choice that did not compute it. Empty if none were asked for.
+    pub fn prompt(&self, choice: usize) -> Vec<PromptToken> {
+        let leader = choice - choice % self.per_prompt;
+        self.prompts.get(&leader).cloned().unwrap_or_default()
     }
 
     pub fn answer(&mut self, choice: usize) -> &mut Answer {

@@ -5,7 +5,7 @@ mod answer;
 mod choice;
 mod stop;
 
-pub use answer::{Piece, TokenLogprob};
+pub use answer::{Piece, PromptToken, TokenLogprob};
 
 use super::Api;
 use super::auth::Caller;
@@ -149,6 +149,19 @@ impl Generation {
                     if let Some(course) = self.choices.course(choice) {
                         course.started(of_prompt, queue, adapter_load);
                     }
+                    let prompt = self.choices.prompt(choice);
+                    if !prompt.is_empty() {
+                        let piece = Piece { prompt, ..Piece::default() };
+                        return Ok(Progress { choice, piece, ending: None });
+                    }
+                }
+                EngineEvent::Prompt(tokens) => {
+                    let tokens = tokens.iter();
+                    let prompt: Vec<PromptToken> =
+                        tokens.map(|token| PromptToken::new(&self.api.tokenizer, token)).collect();
+                    self.choices.keep_prompt(choice, prompt.clone());
+                    let piece = Piece { prompt, ..Piece::default() };
+                    return Ok(Progress { choice, piece, ending: None });
                 }
                 EngineEvent::Token(token) => {
                     if let Some(course) = self.choices.course(choice) {

@@ -102,6 +102,8 @@ pub struct Parameters {
     pub ignore_eos: bool,
     /// Log probabilities, with this many alternatives.
     pub logprobs: Option<u8>,
+    /// The prompt's tokens have some, too.
+    pub prompt_logprobs: bool,
     pub stream: bool,
     /// The end of the stream carries the token counts.
     pub include_usage: bool,
@@ -146,6 +148,7 @@ impl Parameters {
             max_tokens: None,
             ignore_eos: fields.flag("ignore_eos")?,
             logprobs: None,
+            prompt_logprobs: false,
             stream: fields.flag("stream")?,
             include_usage: include_usage(fields)?,
             metadata: fields.take("metadata")?.unwrap_or_default(),

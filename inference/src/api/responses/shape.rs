@@ -209,7 +209,7 @@ impl ResponseShape {
 
 impl Shape for ResponseShape {
     fn whole(mut self, choices: Vec<Choice>, counts: Counts) -> Value {
-        if let Some(Choice { text, calls, logprobs, ending }) = choices.into_iter().next() {
+        if let Some(Choice { text, calls, logprobs, ending, .. }) = choices.into_iter().next() {
             self.ending = Some(ending);
             let status = Some(self.status());
             if !text.is_empty() || calls.is_empty() {

@@ -10,6 +10,7 @@ use crate::engine::{
 use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
 use crate::telemetry::EngineMetrics;
+use lorikeet_compute::backend::SampledToken;
 use lorikeet_compute::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
 use lorikeet_compute::backend::{Capacity, HostAdapter, HostData};
 use lorikeet_compute::sampling::{LogitRules, SamplingParams};
@@ -224,6 +225,8 @@ pub struct Reader {
     pub tokens: Vec<u32>,
     /// Of its prompt, since it runs.
     cached: Option<u32>,
+    /// Of its prompt.
+    pub scores: Option<Vec<SampledToken>>,
     pub end: Option<End>,
 }
 
@@ -235,6 +238,13 @@ impl Reader {
                 EngineEvent::Started { cached_tokens, .. } => {
                     assert!(self.cached.is_none() && self.tokens.is_empty(), "once, and first");
                     self.cached = Some(cached_tokens);
+                }
+                EngineEvent::Prompt(scores) => {
+                    assert!(
+                        self.scores.is_none() && self.tokens.is_empty(),
+                        "once, before any token"
+                    );
+                    self.scores = Some(scores);
                 }
                 EngineEvent::Token(token) => self.tokens.push(token.token),
                 EngineEvent::Finished { reason, usage } => {
@@ -277,7 +287,7 @@ pub fn request(
     prompt: &[u32],
     max_tokens: u32,
 ) -> (EngineRequest, Reader) {
-    let (sender, events) = mpsc::channel(max_tokens as usize + 2);
+    let (sender, events) = mpsc::channel(max_tokens as usize + 3);
     let request = EngineRequest {
         id: RequestId::new(),
         tenant: tenant(tenant_id),
@@ -292,10 +302,18 @@ pub fn request(
         stop_tokens: Vec::new(),
         ignore_eos: true,
         logprobs: None,
+        scores_prompt: false,
         deadline: None,
         events: sender,
     };
-    let reader = Reader { id: request.id, events, tokens: Vec::new(), cached: None, end: None };
+    let reader = Reader {
+        id: request.id,
+        events,
+        tokens: Vec::new(),
+        cached: None,
+        scores: None,
+        end: None,
+    };
     (request, reader)
 }
 

@@ -93,7 +93,7 @@ async fn ask(handle: EngineHandle, contents: Arc<Vec<Content>>, asked: Asked) ->
     let read = async {
         while let Some(event) = events.recv().await {
             match event {
-                EngineEvent::Started { .. } => {}
+                EngineEvent::Started { .. } | EngineEvent::Prompt(_) => {}
                 EngineEvent::Token(token) => tokens.push(token),
                 end => return Some(end),
             }
@@ -106,7 +106,7 @@ async fn ask(handle: EngineHandle, contents: Arc<Vec<Content>>, asked: Asked) ->
         while let Some(event) = events.recv().await {
             match event {
                 EngineEvent::Token(token) => tokens.push(token),
-                EngineEvent::Started { .. } => {}
+                EngineEvent::Started { .. } | EngineEvent::Prompt(_) => {}
                 last => end = Ok(Some(last)),
             }
         }

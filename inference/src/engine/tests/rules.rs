@@ -34,6 +34,54 @@ fn penalties_count_every_token_also_when_a_step_runs_ahead() {
 }
 
 #[test]
+fn a_prompt_is_scored_alike_in_one_step_and_in_many_and_never_from_the_cache() {
+    let prompt: Vec<u32> = (0..40).map(|i| i * i % 7 + 1).collect();
+    let scored = |rows: usize| {
+        let mut setup = Setup::default();
+        setup.scheduler.max_num_batched_tokens = rows;
+        let mut rig = Rig::new(&setup);
+        let mut before = rig.submit(1, None, &prompt, 4);
+        rig.finish(&mut [&mut before]);
+        let (mut asked, mut reader) = request(1, None, &prompt, 4);
+        (asked.logprobs, asked.scores_prompt) = (Some(1), true);
+        rig.try_submit(asked).unwrap();
+        rig.finish(&mut [&mut reader]);
+        assert_eq!(reader.usage().cached_tokens, 0);
+        assert_eq!(reader.tokens, before.tokens);
+        reader.scores.expect("scores")
+    };
+    let whole = scored(64);
+    assert_eq!(whole.iter().map(|score| score.token).collect::<Vec<_>>(), prompt);
+    assert_eq!((whole[0].logprob, whole[0].top_logprobs.len()), (None, 0));
+    assert!(whole[1..].iter().all(|s| s.logprob.is_some() && s.top_logprobs.len() == 1));
+    for rows in [5, 16, 39] {
+        assert_eq!(scored(rows), whole, "{rows} rows a step");
+    }
+}
+
+#[test]
+fn scores_come_once_also_where_sequences_lose_their_room_on_the_way() {
+    let prompt: Vec<u32> = (0..24).map(|i| i * i % 7 + 1).collect();
+    let scored = |blocks: u32| {
+        let mut setup = Setup::default();
+        setup.capacity.num_blocks = blocks;
+        let mut rig = Rig::new(&setup);
+        let mut readers: Vec<Reader> = (1..=3)
+            .map(|tenant| {
+                let (mut asked, reader) = request(tenant, None, &prompt, 30);
+                (asked.logprobs, asked.scores_prompt) = (Some(0), true);
+                rig.try_submit(asked).unwrap();
+                reader
+            })
+            .collect();
+        rig.finish(&mut readers.iter_mut().collect::<Vec<_>>());
+        readers.into_iter().map(|r| (r.scores.expect("scores"), r.tokens)).collect::<Vec<_>>()
+    };
+    let block_size = Setup::default().capacity.block_size;
+    assert_eq!(scored(80 / block_size), scored(400 / block_size));
+}
+
+#[test]
 fn a_biased_token_comes_always_or_never() {
     let free = run(1, |_| {}).tokens;
     let bias = |token, bias| LogitRules { bias: vec![(token, bias)], ..LogitRules::default() };

@@ -153,7 +153,7 @@ async fn load(handle: &EngineHandle, adapter: &Arc<AdapterManifest>) {
                 assert!(usage.adapter_load > LOAD * 9 / 10, "{usage:?}");
             }
             EngineEvent::Failed { error, .. } => panic!("{error}"),
-            EngineEvent::Started { .. } | EngineEvent::Token(_) => {}
+            EngineEvent::Started { .. } | EngineEvent::Prompt(_) | EngineEvent::Token(_) => {}
         }
     }
     // The next load starts from nothing.

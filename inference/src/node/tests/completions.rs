@@ -1,7 +1,10 @@
 use super::control_plane::ControlPlane;
 use super::harness::{Customer, MODEL, Node};
 use super::sse::Events;
+use crate::config::{Config, Device};
 use crate::fixture::base_model;
+use lorikeet_compute::backend::cpu::CpuConfig;
+use lorikeet_compute::backend::sim::{SimConfig, SimCost};
 use lorikeet_compute::model::Specials;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -16,9 +19,17 @@ struct Rig {
 
 impl Rig {
     async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    async fn on(device: Device) -> Self {
+        Self::with(|config| config.device = device).await
+    }
+
+    async fn with(tweak: impl FnOnce(&mut Config)) -> Self {
         let customer = Customer::new();
         let control_plane = ControlPlane::start(customer.resources());
-        let node = Node::ready(&control_plane, |_| {}).await;
+        let node = Node::ready(&control_plane, tweak).await;
         Self { _control_plane: control_plane, node, customer }
     }
 
@@ -93,6 +104,63 @@ async fn log_probabilities_stand_in_columns_beside_the_text() {
     assert_eq!(columns["text_offset"][1], first);
     assert!(columns["top_logprobs"][0][tokens[0].as_str().expect("text")].is_number());
     rig.node.stop().await;
+}
+
+/// Log probabilities of a prompt's tokens are those that they had when they were made.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_echoed_prompt_has_log_probabilities_of_its_own() {
+    let encode =
+        |text: &str| base_model().tokenizer.encode(text, Specials::AsText).expect("tokens");
+    let script = encode(" live in the trees of Australia.");
+    let made = script.len();
+    let scripted = SimConfig { script, cost: SimCost::FREE, ..SimConfig::default() };
+    for device in [Device::Sim(scripted), Device::Cpu(CpuConfig::default())] {
+        let rig = Rig::on(device).await;
+        let ask = async |more: Value| {
+            let mut body = json!({ "logprobs": 1, "max_tokens": made, "temperature": 0 });
+            for (name, value) in more.as_object().expect("an object") {
+                body[name] = value.clone();
+            }
+            rig.complete(body).await
+        };
+        let before = ask(json!({})).await;
+        let given = encode(PROMPT).len();
+        let echoed = ask(json!({ "echo": true, "n": 2 })).await;
+        assert_eq!(echoed["usage"]["prompt_tokens"], given);
+        for choice in echoed["choices"].as_array().expect("choices") {
+            let columns = &choice["logprobs"];
+            let names = columns["tokens"].as_array().expect("tokens");
+            let joined: String = names.iter().map(|t| t.as_str().expect("text")).collect();
+            assert_eq!(joined, format!("{PROMPT}{}", texts(&before)[0]));
+            assert_eq!((choice["text"].as_str(), names.len()), (Some(&*joined), given + made));
+            let logprobs = columns["token_logprobs"].as_array().expect("numbers");
+            assert!(logprobs[0].is_null() && logprobs[1..].iter().all(Value::is_number));
+            assert!(columns["top_logprobs"][0].is_null() && columns["top_logprobs"][1].is_object());
+            assert_eq!(columns["text_offset"][0], 0);
+            assert_eq!(columns["text_offset"][given], PROMPT.chars().count());
+        }
+        // What was made is a part of the prompt now.
+        let all = [encode(PROMPT), encode(&texts(&before)[0])].concat();
+        assert_eq!(all.len(), given + made);
+        let scored = ask(json!({ "prompt": all, "max_tokens": 1, "echo": true })).await;
+        let number = |answer: &Value, at: usize| {
+            answer["choices"][0]["logprobs"]["token_logprobs"][at].as_f64().expect("a number")
+        };
+        for at in 0..made {
+            let (was, is) = (number(&before, at), number(&scored, given + at));
+            assert!((was - is).abs() < 1e-3, "{was} and {is}");
+        }
+        let streamed = completion(json!({ "echo": true, "logprobs": 1, "stream": true }));
+        let key = rig.customer.key.reveal();
+        let chunks =
+            Events::of(rig.node.post_to("/v1/completions", key, &streamed).await).rest().await;
+        assert_eq!(texts(&chunks[0])[0], PROMPT);
+        assert_eq!(
+            chunks[0]["choices"][0]["logprobs"]["tokens"].as_array().map(Vec::len),
+            Some(given)
+        );
+        rig.node.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::backend::{AdapterSlot, HostAdapter, Input, LogitsWanted};
 use crate::model::ModelWeights;
 use crate::model::reference::{ReferenceAdapter, ReferenceModel};
-use crate::sampling::SamplingParams;
+use crate::sampling::{SamplingParams, log_probs};
 use half::bf16;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
@@ -158,6 +158,38 @@ fn a_seeded_answer_is_the_same_beside_others() {
     let alone = answer(0);
     assert_eq!(alone, answer(6));
     assert!(alone.iter().any(|t| t != &alone[0]), "a draw that never varies proves nothing");
+}
+
+#[test]
+fn given_tokens_are_scored_as_their_logits_say_wherever_they_are_cut() {
+    let weights = tiny::model(3, true);
+    let vocabulary = weights.config.spec.vocab_size;
+    let tokens: Vec<u32> = (0..40).map(|i| (i * i + 3) % vocabulary).collect();
+    let mut driver = driver::<bf16>(&weights, Isa::detect(), 2);
+    let mut sequence = driver.start(None, 48);
+    sequence.logits = LogitsWanted::All;
+    let all = Input::Tokens(tokens.clone());
+    let logits = driver.step(&mut [(&mut sequence, all)]).remove(0).logits;
+    for cut in [1, 17, 39, 40] {
+        let mut sequence = driver.start(None, 48);
+        let mut scores = Vec::new();
+        for (part, next) in [(&tokens[..cut], tokens.get(cut)), (&tokens[cut..], None)] {
+            if part.is_empty() {
+                continue;
+            }
+            sequence.logits = LogitsWanted::Scores { top: 2, next: next.copied() };
+            let output =
+                driver.step(&mut [(&mut sequence, Input::Tokens(part.to_vec()))]).remove(0);
+            assert!(output.logits.is_empty() && output.sampled.is_some());
+            scores.extend(output.scores);
+        }
+        assert_eq!(scores.len(), tokens.len() - 1);
+        for ((score, token), logits) in scores.iter().zip(&tokens[1..]).zip(&logits) {
+            let (logprob, top) = log_probs(logits, *token, 2);
+            assert_eq!((score.token, &score.top_logprobs), (*token, &top));
+            assert_eq!(score.logprob, Some(logprob));
+        }
+    }
 }
 
 #[test]

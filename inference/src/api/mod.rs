@@ -15,6 +15,7 @@ mod completions;
 mod description;
 mod door;
 mod error;
+mod frame;
 mod generation;
 mod health;
 mod idempotency;

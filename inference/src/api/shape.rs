@@ -104,14 +104,6 @@ impl Events {
     }
 }
 
-/// As older endpoints call it.
-pub fn finish_reason(ending: Ending) -> &'static str {
-    match ending {
-        Ending::Stop => "stop",
-        Ending::Length => "length",
-    }
-}
-
 /// Generates and answers. Until the first token an error still has a status of its own.
 pub async fn respond<S: Shape>(
     mut generation: Generation,

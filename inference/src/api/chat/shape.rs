@@ -1,26 +1,21 @@
 //! OpenAI's `chat.completion` and `chat.completion.chunk`.
 
 use crate::api::error::ApiError;
+use crate::api::frame::{Frame, finish_reason};
 use crate::api::generation::{Counts, Ending, Piece, TokenLogprob};
 use crate::api::models::Model;
 use crate::api::parameters::Parameters;
-use crate::api::shape::{Call, Choice, Events, Shape, finish_reason};
+use crate::api::shape::{Call, Choice, Events, Shape};
 use crate::api::tools::{Part, new_call_id};
-use crate::api::usage::Usage;
 use lorikeet_contract::RequestId;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 pub struct ChatShape {
-    request: RequestId,
-    id: String,
-    created: i64,
-    model: String,
-    fingerprint: String,
+    frame: Frame,
     /// The calls of each choice.
     choices: Vec<Calls>,
     logprobs: bool,
-    include_usage: bool,
 }
 
 /// What has been told of a choice's calls.
@@ -28,19 +23,6 @@ pub struct ChatShape {
 struct Calls {
     begun: usize,
     whole: usize,
-}
-
-#[derive(Serialize)]
-struct Chunk<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: i64,
-    model: &'a str,
-    system_fingerprint: &'a str,
-    choices: &'a [ChunkChoice],
-    /// Null in every chunk but the last where the last one carries the counts; absent otherwise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
 }
 
 #[derive(Serialize)]
@@ -133,35 +115,14 @@ struct Logprobs {
 impl ChatShape {
     pub fn new(request: RequestId, model: &Model, parameters: &Parameters) -> Self {
         Self {
-            request,
-            id: format!("chatcmpl-{}", request.as_uuid().simple()),
-            created: crate::durable::unix_ms() / 1000,
-            model: model.name.clone(),
-            fingerprint: model.fingerprint.clone(),
+            frame: Frame::new("chatcmpl", "chat.completion.chunk", request, model, parameters),
             choices: vec![Calls::default(); parameters.n as usize],
             logprobs: parameters.logprobs.is_some(),
-            include_usage: parameters.include_usage,
         }
     }
 
     fn logprobs(&self, content: Vec<TokenLogprob>) -> Option<Logprobs> {
         self.logprobs.then_some(Logprobs { content, refusal: None })
-    }
-
-    fn chunk(&self, choice: ChunkChoice, out: &mut Events) {
-        self.push(&[choice], None, out);
-    }
-
-    fn push(&self, choices: &[ChunkChoice], usage: Option<Usage>, out: &mut Events) {
-        out.push(&Chunk {
-            id: &self.id,
-            object: "chat.completion.chunk",
-            created: self.created,
-            model: &self.model,
-            system_fingerprint: &self.fingerprint,
-            choices,
-            usage: self.include_usage.then_some(usage),
-        });
     }
 }
 
@@ -176,22 +137,15 @@ impl Shape for ChatShape {
                 "finish_reason": calls.finish_reason(choice.ending),
             })
         });
-        json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": choices.collect::<Vec<_>>(),
-            "usage": Usage::from(counts),
-        })
+        self.frame.whole("chat.completion", &choices.collect::<Vec<_>>(), counts)
     }
 
     /// Whose turn it is, in each choice.
     fn opening(&mut self, out: &mut Events) {
         for index in 0..self.choices.len() {
             let delta = Delta { role: Some("assistant"), ..Delta::text(String::new()) };
-            self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }, out);
+            self.frame
+                .chunk(ChunkChoice { index, delta, logprobs: None, finish_reason: None }, out);
         }
     }
 
@@ -206,26 +160,22 @@ impl Shape for ChatShape {
         let mut logprobs = self.logprobs(piece.logprobs);
         for delta in deltas {
             let logprobs = logprobs.take();
-            self.chunk(ChunkChoice { index, delta, logprobs, finish_reason: None }, out);
+            self.frame.chunk(ChunkChoice { index, delta, logprobs, finish_reason: None }, out);
         }
     }
 
     fn end(&mut self, index: usize, ending: Ending, out: &mut Events) {
         let finish_reason = Some(self.choices[index].finish_reason(ending));
         let delta = Delta::default();
-        self.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason }, out);
+        self.frame.chunk(ChunkChoice { index, delta, logprobs: None, finish_reason }, out);
     }
 
     fn close(&mut self, counts: Counts, out: &mut Events) {
-        if self.include_usage {
-            self.push(&[], Some(counts.into()), out);
-        }
-        out.push_done();
+        self.frame.close(counts, out);
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Events) {
-        out.push(&error.body(self.request));
-        out.push_done();
+        self.frame.fail(error, out);
     }
 }
 

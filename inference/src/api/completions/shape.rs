@@ -1,23 +1,21 @@
 //! OpenAI's `text_completion`, whole and in chunks, which have the same form.
 
 use crate::api::error::ApiError;
+use crate::api::frame::{Frame, finish_reason};
 use crate::api::generation::{Counts, Ending, Piece, PromptToken, TokenLogprob};
 use crate::api::models::Model;
 use crate::api::parameters::Parameters;
-use crate::api::shape::{Choice, Events, Shape, finish_reason};
-use crate::api::usage::Usage;
+use crate::api::shape::{Choice, Events, Shape};
 use lorikeet_contract::RequestId;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+/// What an answer and its chunks are called.
+const OBJECT: &str = "text_completion";
+
 pub struct CompletionShape {
-    request: RequestId,
-    id: String,
-    created: i64,
-    model: String,
-    fingerprint: String,
+    frame: Frame,
     logprobs: bool,
-    include_usage: bool,
     /// What each choice begins with, until it has been told.
     echoes: Vec<Echo>,
     /// Characters of each choice so far.
@@ -30,19 +28,6 @@ pub struct Echo {
     pub text: String,
     /// It waits for its log probabilities.
     pub scored: bool,
-}
-
-#[derive(Serialize)]
-struct Body<'a> {
-    id: &'a str,
-    object: &'static str,
-    created: i64,
-    model: &'a str,
-    system_fingerprint: &'a str,
-    choices: &'a [TextChoice],
-    /// Null in every chunk but the last where the last one carries the counts; absent otherwise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
 }
 
 #[derive(Serialize)]
@@ -75,13 +60,8 @@ impl CompletionShape {
         let echoes: Vec<Echo> =
             echoes.into_iter().flat_map(|echo| std::iter::repeat_n(echo, n)).collect();
         Self {
-            request,
-            id: format!("cmpl-{}", request.as_uuid().simple()),
-            created: crate::durable::unix_ms() / 1000,
-            model: model.name.clone(),
-            fingerprint: model.fingerprint.clone(),
+            frame: Frame::new("cmpl", OBJECT, request, model, parameters),
             logprobs: parameters.logprobs.is_some(),
-            include_usage: parameters.include_usage,
             lengths: echoes.iter().map(|echo| echo.text.chars().count()).collect(),
             echoes,
         }
@@ -120,22 +100,6 @@ impl CompletionShape {
             offset += length;
         }
         (text, columns)
-    }
-
-    fn body<'a>(&'a self, choices: &'a [TextChoice], usage: Option<Option<Usage>>) -> Body<'a> {
-        Body {
-            id: &self.id,
-            object: "text_completion",
-            created: self.created,
-            model: &self.model,
-            system_fingerprint: &self.fingerprint,
-            choices,
-            usage,
-        }
-    }
-
-    fn push(&self, choices: &[TextChoice], usage: Option<Usage>, out: &mut Events) {
-        out.push(&self.body(choices, self.include_usage.then_some(usage)));
     }
 }
 
@@ -178,7 +142,7 @@ impl Shape for CompletionShape {
                 TextChoice { index, text: echo + &choice.text, logprobs, finish_reason }
             })
             .collect();
-        json!(self.body(&choices, Some(Some(counts.into()))))
+        self.frame.whole(OBJECT, &choices, counts)
     }
 
     fn opening(&mut self, out: &mut Events) {
@@ -189,7 +153,7 @@ impl Shape for CompletionShape {
             let (text, _) = self.take_echo(index, Vec::new());
             if !text.is_empty() {
                 let choice = TextChoice { index, text, logprobs: None, finish_reason: None };
-                self.push(&[choice], None, out);
+                self.frame.chunk(choice, out);
             }
         }
     }
@@ -199,31 +163,27 @@ impl Shape for CompletionShape {
         if !piece.prompt.is_empty() {
             let (text, columns) = self.take_echo(index, piece.prompt);
             let logprobs = Some(columns);
-            self.push(&[TextChoice { index, text, logprobs, finish_reason: None }], None, out);
+            self.frame.chunk(TextChoice { index, text, logprobs, finish_reason: None }, out);
             if piece.parts.is_empty() && piece.logprobs.is_empty() {
                 return;
             }
         }
         let logprobs = self.logprobs(index, piece.logprobs);
         let choice = TextChoice { index, text, logprobs, finish_reason: None };
-        self.push(&[choice], None, out);
+        self.frame.chunk(choice, out);
     }
 
     fn end(&mut self, index: usize, ending: Ending, out: &mut Events) {
         let finish_reason = Some(finish_reason(ending));
         let choice = TextChoice { index, text: String::new(), logprobs: None, finish_reason };
-        self.push(&[choice], None, out);
+        self.frame.chunk(choice, out);
     }
 
     fn close(&mut self, counts: Counts, out: &mut Events) {
-        if self.include_usage {
-            self.push(&[], Some(counts.into()), out);
-        }
-        out.push_done();
+        self.frame.close(counts, out);
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Events) {
-        out.push(&error.body(self.request));
-        out.push_done();
+        self.frame.fail(error, out);
     }
 }

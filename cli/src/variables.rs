@@ -191,6 +191,7 @@ mod tests {
             n if n.ends_with("TOKENS")
                 | n.ends_with("SEQS")
                 | n.ends_with("REQUESTS")
+                | n.ends_with("CONNECTIONS")
                 | n.ends_with("PROXIES") =>
             {
                 "4096"

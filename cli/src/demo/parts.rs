@@ -14,7 +14,7 @@ use std::time::Duration;
 const BUCKET: &str = "lorikeet";
 
 /// Of the user's environment, what parts keep: where things are, and the node's tuning.
-const KEPT: [&str; 27] = [
+const KEPT: [&str; 28] = [
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",

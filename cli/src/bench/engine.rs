@@ -8,7 +8,7 @@ use lorikeet_compute::backend::cuda::{CudaConfig, Precision, check};
 use lorikeet_compute::backend::sim::SimConfig;
 use lorikeet_contract::{BaseModelSpec, Linear};
 use lorikeet_inference::bench::{
-    self, BenchConfig, BenchDevice, BenchReport, Loading, Percentiles, Phase,
+    self, BenchConfig, BenchDevice, BenchReport, Loading, LoadingBy, Percentiles, Phase,
 };
 use lorikeet_inference::scheduler::SchedulerConfig;
 use serde::Serialize;
@@ -54,6 +54,14 @@ enum KvDtype {
     Auto,
     /// e4m3; on the GPU alone
     Fp8,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LoadingByName {
+    /// Two requests for one token each, the first of which finds the adapter away
+    Request,
+    /// A call that loads the adapter ahead of requests
+    WarmUp,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -149,6 +157,9 @@ pub struct Setup {
     /// Milliseconds between two of them
     #[arg(long, default_value_t = 100)]
     loading_pause: u64,
+    /// What asks for them
+    #[arg(long, value_enum, default_value = "request")]
+    loading_by: LoadingByName,
     /// Host memory for adapters, GiB
     #[arg(long, default_value_t = 64)]
     adapter_host_gib: u64,
@@ -267,6 +278,10 @@ impl Setup {
                 adapters: self.loading,
                 rank: self.loading_rank,
                 pause: Duration::from_millis(self.loading_pause),
+                by: match self.loading_by {
+                    LoadingByName::Request => LoadingBy::Request,
+                    LoadingByName::WarmUp => LoadingBy::WarmUp,
+                },
             }),
             host_bytes: self.adapter_host_gib << 30,
             seed: self.seed,

@@ -1,6 +1,6 @@
 //! The load: requests of which so many are always under way.
 
-use super::BenchConfig;
+use super::{BenchConfig, Loading, LoadingBy};
 use crate::adapters::AdapterManifest;
 use crate::engine::{EngineEvent, EngineHandle, EngineRequest};
 use crate::share::TenantShare;
@@ -10,7 +10,7 @@ use lorikeet_compute::sampling::{LogitRules, SamplingParams};
 use lorikeet_contract::{RequestId, TenantId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::mpsc;
 
 /// When a request was handed over, and when its tokens came.
@@ -88,17 +88,17 @@ pub(super) async fn request(
     Ok(timeline)
 }
 
-/// Requests for one token that bring adapters to the device beside the load, one after the other.
+/// Brings adapters to the device beside the load, one after the other.
 pub(super) struct Loader {
     pub engine: EngineHandle,
     pub config: BenchConfig,
     pub adapters: Vec<Arc<AdapterManifest>>,
-    pub pause: Duration,
+    pub loading: Loading,
     pub end: Instant,
 }
 
-/// Milliseconds to the first token of requests whose adapter had to be loaded, and of those just
-/// after them, whose adapter was there.
+/// Milliseconds to the first token of requests whose adapter had to be loaded, or of a load by itself;
+/// and of requests just after them, whose adapter was there.
 #[derive(Default)]
 pub(super) struct Loaded {
     pub cold: Vec<f64>,
@@ -114,13 +114,23 @@ impl Loader {
             if Instant::now() >= self.end {
                 break;
             }
-            for times in [&mut loaded.cold, &mut loaded.resident] {
-                index += 1;
-                let timeline = request(&self.engine, &config, Some(adapter.clone()), index).await?;
-                let first = timeline.tokens.first().context("a request got no token")?;
-                times.push((*first - timeline.submitted).as_secs_f64() * 1e3);
+            match self.loading.by {
+                LoadingBy::WarmUp => {
+                    let share = TenantShare::default();
+                    let took = self.engine.warm_up(adapter.clone(), share).await?;
+                    loaded.cold.push(took.as_secs_f64() * 1e3);
+                }
+                LoadingBy::Request => {
+                    for times in [&mut loaded.cold, &mut loaded.resident] {
+                        index += 1;
+                        let adapter = Some(adapter.clone());
+                        let timeline = request(&self.engine, &config, adapter, index).await?;
+                        let first = timeline.tokens.first().context("a request got no token")?;
+                        times.push((*first - timeline.submitted).as_secs_f64() * 1e3);
+                    }
+                }
             }
-            tokio::time::sleep(self.pause).await;
+            tokio::time::sleep(self.loading.pause).await;
         }
         Ok(loaded)
     }

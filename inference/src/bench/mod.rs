@@ -68,6 +68,17 @@ pub struct Loading {
     pub rank: u32,
     /// Between two of them.
     pub pause: Duration,
+    pub by: LoadingBy,
+}
+
+/// What asks for the adapters that take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadingBy {
+    /// Two requests for one token each: one that finds the adapter away, one that finds it there.
+    Request,
+    /// A call that loads the adapter ahead of requests, so that the running rows have no others beside
+    /// them.
+    WarmUp,
 }
 
 /// What a measurement is doing.
@@ -121,8 +132,8 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
         })
         .collect();
     let loader = config.loading.zip(others).map(|(loading, adapters)| {
-        let (engine, pause) = (engine.clone(), loading.pause);
-        let loader = Loader { engine, config: (*config).clone(), adapters, pause, end };
+        let engine = engine.clone();
+        let loader = Loader { engine, config: (*config).clone(), adapters, loading, end };
         tokio::spawn(loader.run())
     });
     let own = std::process::id();

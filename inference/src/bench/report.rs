@@ -29,13 +29,13 @@ pub struct BenchReport {
     pub loading: Option<LoadingReport>,
 }
 
-/// Milliseconds to the first token.
+/// Milliseconds to the first token, or that a load took by itself.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct LoadingReport {
     pub loads: usize,
     /// With an adapter that was not on the device.
     pub cold: Percentiles,
-    /// With one that had just been brought there.
+    /// With one that had just been brought there; NaN where no requests asked.
     pub resident: Percentiles,
 }
 

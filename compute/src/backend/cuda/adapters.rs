@@ -17,6 +17,9 @@ use std::sync::Arc;
 /// Pinned memory through which tensors go that are not bf16 yet.
 const STAGING: usize = 16 << 20;
 
+/// Copied at a time. Steps copy, too, and take turns with an adapter at the device's copy engines.
+const CHUNK: usize = 8 << 20;
+
 /// The device tier: slots over a range of the arena.
 pub struct Adapters {
     first: DevicePointer,
@@ -164,8 +167,12 @@ impl Uploader {
                 Piece::Copy { start, bytes, offset } => {
                     let range = start as usize..(start + bytes) as usize;
                     let from = file.get(range).ok_or_else(outside)?;
-                    // SAFETY: as above; `adapter` is held until the copies are done.
-                    unsafe { self.stream.upload(address + offset, from) }?;
+                    for (index, part) in from.chunks(CHUNK).enumerate() {
+                        let to = address + offset + (index * CHUNK) as u64;
+                        // SAFETY: as above; `adapter` is held until the copies are done.
+                        unsafe { self.stream.upload(to, part) }?;
+                        self.stream.synchronize()?;
+                    }
                 }
                 Piece::Convert { tensor, offset } => {
                     self.convert(file, tensor, address + offset)?

@@ -142,6 +142,11 @@ unsafe impl Send for PinnedMemory {}
 unsafe impl Sync for PinnedMemory {}
 
 impl PinnedMemory {
+    /// Where kernels find it: host and device share one range of addresses.
+    pub fn device_address(&self) -> DevicePointer {
+        self.first as DevicePointer
+    }
+
     /// # Safety
     /// The range lies inside, and nobody else reads or writes it while the slice lives.
     #[expect(clippy::mut_from_ref, reason = "parts of a region have owners of their own")]

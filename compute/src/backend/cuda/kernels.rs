@@ -16,7 +16,8 @@ use std::sync::Arc;
 pub const PRELUDE: &str = include_str!("kernels/prelude.cuh");
 
 /// File, source, and the kernels in it.
-const FILES: [(&str, &str, &[KernelId]); 13] = [
+const FILES: [(&str, &str, &[KernelId]); 14] = [
+    ("copy_plan.cu", include_str!("kernels/copy_plan.cu"), &[KernelId::CopyPlan]),
     ("embed.cu", include_str!("kernels/embed.cu"), &[KernelId::Embed, KernelId::Gather]),
     ("norm.cu", include_str!("kernels/norm.cu"), &[KernelId::RmsNorm]),
     ("lora_shrink.cu", include_str!("kernels/lora_shrink.cu"), &[KernelId::LoraShrink]),
@@ -42,6 +43,7 @@ const FILES: [(&str, &str, &[KernelId]); 13] = [
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KernelId {
+    CopyPlan,
     Embed,
     Gather,
     RmsNorm,
@@ -64,6 +66,7 @@ impl KernelId {
 
     pub fn name(self) -> &'static str {
         match self {
+            KernelId::CopyPlan => "copy_plan",
             KernelId::Embed => "embed",
             KernelId::Gather => "gather",
             KernelId::RmsNorm => "rms_norm",

@@ -355,7 +355,7 @@ impl Backend for CudaBackend {
         };
         let vocabulary = self.limits.spec.vocab_size;
         let pending = Pending::new(&self.device, batch, &self.plan, vocabulary, memory)?;
-        self.plan_memory.upload(&self.stream, &self.plan, self.submitted % DEPTH)?;
+        self.plan_memory.upload(&self.stream, &self.kernels, &self.plan, self.submitted % DEPTH)?;
         self.submitted += 1;
         self.previous.clear();
         self.previous.extend(

@@ -2,6 +2,7 @@
 
 use super::device::{Device, DeviceMemory, DevicePointer, PinnedMemory, Stream};
 use super::error::CudaError;
+use super::kernels::{CopyPlan, Kernel, Kernels, PLAN_PARTS, PlanParts, Start};
 use super::layout::{
     AttentionItem, DecodeItem, Draw, Edit, Row, StepCounts, TOP_LOGPROBS, Tile, Z_STRIDE,
 };
@@ -297,11 +298,12 @@ impl PlanMemory {
     pub fn upload(
         &mut self,
         stream: &Stream,
+        kernels: &Kernels,
         plan: &StepPlan,
         index: usize,
     ) -> Result<(), CudaError> {
         let sections = self.sections;
-        let parts: [(u64, &[u8]); 10] = [
+        let sources: [(u64, &[u8]); PLAN_PARTS] = [
             (0, bytemuck::bytes_of(&plan.counts)),
             (sections.rows, bytemuck::cast_slice(&plan.rows)),
             (sections.tiles, bytemuck::cast_slice(&plan.tiles)),
@@ -313,17 +315,20 @@ impl PlanMemory {
             (sections.masks, bytemuck::cast_slice(&plan.masks)),
             (sections.blocks, bytemuck::cast_slice(&plan.blocks)),
         ];
-        let staging = self.staging[index].as_mut_slice();
-        for (offset, bytes) in parts {
-            if bytes.is_empty() {
-                continue;
-            }
-            let place = &mut staging[offset as usize..][..bytes.len()];
-            place.copy_from_slice(bytes);
-            // SAFETY: the section holds the bytes, and the staging memory is left alone until the
-            // step that reads the plan has been collected.
-            unsafe { stream.upload(self.memory.address() + offset, place) }?;
+        let staging = &mut self.staging[index];
+        let mut parts = PlanParts::default();
+        for (part, (offset, bytes)) in sources.into_iter().enumerate() {
+            staging.as_mut_slice()[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+            // Sections begin at multiples of 64.
+            parts.first[part] = (offset / 16) as u32;
+            parts.count[part] = bytes.len().div_ceil(16) as u32;
         }
-        Ok(())
+        let units = parts.count.iter().sum::<u32>();
+        let (to, from) = (self.memory.address(), staging.device_address());
+        let copy = CopyPlan { to, from, parts, units };
+        let blocks = kernels.blocks(units.div_ceil(CopyPlan::THREADS), 1);
+        // SAFETY: both memories have the same sections, and the staging memory is left alone until the
+        // step that reads the plan has been collected.
+        unsafe { kernels.launch(stream, Start::Afterwards, blocks, &copy) }
     }
 }

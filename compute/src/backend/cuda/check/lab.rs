@@ -91,7 +91,7 @@ impl Lab {
         plan.build(batch, &self.limits, &[], extent)?;
         let mut memory = PlanMemory::new(&self.device, MAX_ROWS, NUM_BLOCKS, 1)?;
         memory.reserve(&self.stream, &plan, MAX_ROWS)?;
-        memory.upload(&self.stream, &plan, 0)?;
+        memory.upload(&self.stream, &self.kernels, &plan, 0)?;
         self.stream.synchronize()?;
         Ok((plan, memory))
     }

@@ -27,6 +27,17 @@ pub struct Heads {
     pub unused: u32,
 }
 
+/// Sections of a plan.
+pub const PLAN_PARTS: usize = 10;
+
+/// Where each section begins, and how much of it is used, in units of 16 bytes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PlanParts {
+    pub first: [u32; PLAN_PARTS],
+    pub count: [u32; PLAN_PARTS],
+}
+
 macro_rules! kernel {
     ($(#[$meta:meta])* $name:ident, $threads:literal, { $($field:ident: $type:ty),* $(,)? }) => {
         $(#[$meta])*
@@ -45,6 +56,13 @@ macro_rules! kernel {
         }
     };
 }
+
+kernel!(CopyPlan, 256, {
+    to: DevicePointer,
+    from: DevicePointer,
+    parts: PlanParts,
+    units: u32,
+});
 
 kernel!(Embed, 128, {
     step: DevicePointer,

@@ -7,6 +7,9 @@ use crate::kv::BlockPool;
 use lorikeet_compute::backend::batch::SequenceId;
 use std::time::Instant;
 
+/// Steps from when an adapter is told to leave until another in its place can be read.
+const SWAP_STEPS: usize = 3;
+
 /// A running sequence that can draw its next token.
 pub(super) struct Decode {
     order: Order,
@@ -43,7 +46,7 @@ impl Scheduler {
         plan.clear();
         self.end_late(now, kv, residency, plan);
         self.end_without_adapter(kv, residency, plan);
-        self.plan_residency(now, residency, plan);
+        self.plan_residency(now, kv, residency, plan);
     }
 
     /// Decides the next step's rows; its sequences must be submitted if there are any.
@@ -64,24 +67,56 @@ impl Scheduler {
         self.charge_adapters(now, residency, plan);
     }
 
-    fn plan_residency(&mut self, now: Instant, residency: &mut Residency, plan: &mut StepPlan) {
+    fn plan_residency(
+        &mut self,
+        now: Instant,
+        kv: &BlockPool,
+        residency: &mut Residency,
+        plan: &mut StepPlan,
+    ) {
         self.claims.clear();
         if residency.is_contended() {
-            let frontier = self.frontier;
-            for sequence in self.sequences.values() {
-                let Some(key) = sequence.adapter() else { continue };
-                let order = self.order(sequence);
-                let holds = !sequence.table.blocks().is_empty();
-                let can_run = holds || frontier.is_none_or(|frontier| order < frontier);
-                let new = || Claim { served: order.0.0, can_run: false };
-                self.claims.entry(key).or_insert_with(new).can_run |= can_run;
-            }
+            self.claim(kv);
         }
         residency.plan(now, &self.claims, &mut plan.actions);
         for action in &plan.actions {
             if let AdapterAction::Upload { adapter, .. } = action {
                 self.tenants.charge_tenant(&adapter.key.tenant, self.prices.swap(adapter));
             }
+        }
+    }
+
+    /// How each adapter's sequences stand. Those behind the frontier could not run, but for the next
+    /// few prompts: their turn comes about when their adapters do.
+    fn claim(&mut self, kv: &BlockPool) {
+        let mut behind = Vec::new();
+        for sequence in self.sequences.values() {
+            let Some(key) = sequence.adapter() else { continue };
+            let order = self.order(sequence);
+            let is_new = sequence.completion_tokens() == 0 && self.has_room(sequence.id, kv);
+            let holds = !sequence.table.blocks().is_empty();
+            let new = || Claim { served: order.0.0, runnable: 0, is_new: false };
+            let claim = self.claims.entry(key).or_insert_with(new);
+            if holds || self.frontier.is_none_or(|frontier| order < frontier) {
+                claim.add(is_new);
+            } else {
+                behind.push((order, key));
+            }
+        }
+        if self.blocked.is_some() {
+            return;
+        }
+        behind.sort_unstable();
+        let mut rows = SWAP_STEPS * self.config.max_num_batched_tokens;
+        for ((_, id), key) in behind {
+            let sequence = self.sequences.get(&id).expect("just found");
+            let is_new = sequence.completion_tokens() == 0 && self.has_room(id, kv);
+            self.claims.entry(key).and_modify(|claim| claim.add(is_new));
+            let remaining = sequence.remaining();
+            if remaining >= rows {
+                break;
+            }
+            rows -= remaining;
         }
     }
 

@@ -8,12 +8,24 @@ use std::collections::HashMap;
 pub struct Claim {
     /// What its tenant has been served, by weight. Who has less comes first.
     pub served: u64,
-    /// Some sequence would run if the adapter were on the device: it holds blocks, or would be
+    /// Sequences that would run if the adapter were on the device: they hold blocks, or would be
     /// given some.
-    pub can_run: bool,
+    pub runnable: u32,
+    /// One of them waits for its first token, and there are blocks for it.
+    pub is_new: bool,
 }
 
 impl Claim {
+    /// One more sequence would run.
+    pub fn add(&mut self, is_new: bool) {
+        self.runnable += 1;
+        self.is_new |= is_new;
+    }
+
+    pub(super) fn can_run(self) -> bool {
+        self.runnable > 0
+    }
+
     pub(super) fn of(key: &AdapterKey, claims: &Claims) -> Self {
         claims.get(key).copied().unwrap_or_default()
     }
@@ -22,9 +34,9 @@ impl Claim {
 /// Of every adapter that sequences need.
 pub type Claims = HashMap<AdapterKey, Claim>;
 
-/// An adapter without a claim is taken to be needed by somebody new.
+/// Of an adapter that is needed by no sequence, but pinned or warmed up.
 impl Default for Claim {
     fn default() -> Self {
-        Self { served: 0, can_run: true }
+        Self { served: 0, runnable: 1, is_new: false }
     }
 }

@@ -4,6 +4,7 @@ use super::entry::{Entry, InHost, OnDevice};
 use super::tier::{Room, Shortage, dispensability};
 use super::{AdapterAction, Claim, Claims, Residency};
 use crate::adapters::AdapterKey;
+use lorikeet_compute::backend::AdapterSlot;
 use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,8 +17,9 @@ const IDLE_PLANS: u64 = 4;
 #[derive(Default)]
 struct Victims {
     unneeded: Vec<(Reverse<u128>, Instant, AdapterKey)>,
-    /// Their turn has ended.
-    in_use: Vec<(Instant, AdapterKey)>,
+    /// Their turn has ended. Who came last goes first: the others go on to the end of their requests,
+    /// while more come for those that wait, and then share a place.
+    in_use: Vec<(Reverse<Instant>, AdapterKey)>,
     /// For an adapter that has no room beside the pins.
     pinned: Vec<(Reverse<u128>, Instant, AdapterKey)>,
 }
@@ -148,16 +150,23 @@ impl Residency {
         let mut victims = Victims::default();
         for key in &self.device.members {
             let entry = self.entry(key);
-            let OnDevice::Present { bytes, turn_ends, leaving, ref lease } = entry.device else {
+            let OnDevice::Present { bytes, turn_ends, yields_from, leaving, ref lease } =
+                entry.device
+            else {
                 continue;
             };
             if leaving {
                 lacks.ease(*key, bytes);
                 continue;
             }
-            let sits_out = self.slots.ran(lease.slot()) + IDLE_PLANS < self.plans;
-            let had_its_turn = turn_ends <= now && Claim::of(key, claims).served >= newcomer.served;
-            let gives_way = newcomer.can_run && (sits_out || had_its_turn);
+            let sits_out = self.sits_out(lease.slot());
+            let claim = Claim::of(key, claims);
+            let is_over = match newcomer.is_new && !claim.is_new {
+                true => yields_from <= now,
+                false => turn_ends <= now,
+            };
+            let had_its_turn = is_over && claim.served >= newcomer.served;
+            let gives_way = newcomer.can_run() && (sits_out || had_its_turn);
             let is_due = !entry.is_demanded() || gives_way;
             let idle = now.saturating_duration_since(entry.last_used);
             let rank = Reverse(dispensability(idle, bytes, self.share(key.tenant).weight));
@@ -167,29 +176,39 @@ impl Residency {
                     victims.pinned.push((rank, entry.last_used, *key));
                 }
                 (true, _) => {}
-                (false, true) => victims.in_use.push((turn_ends, *key)),
+                (false, true) => victims.in_use.push((Reverse(lease.since()), *key)),
                 (false, false) => victims.unneeded.push((rank, entry.last_used, *key)),
             }
         }
         (lacks, victims)
     }
 
+    fn sits_out(&self, slot: AdapterSlot) -> bool {
+        self.slots.ran(slot) + IDLE_PLANS < self.plans
+    }
+
     pub(super) fn evict_leaving(&mut self, now: Instant, actions: &mut Vec<AdapterAction>) {
         let mut at = 0;
         while let Some(key) = self.device.members.get(at).copied() {
-            let entry = self.entry_mut(&key);
-            let (slot, bytes) = match &entry.device {
-                OnDevice::Present { lease, bytes, leaving: true, .. } if !lease.is_shared() => {
-                    (lease.slot(), *bytes)
+            let (slot, bytes, turn_ends) = match &self.entry(&key).device {
+                OnDevice::Present { lease, bytes, turn_ends, leaving: true, .. }
+                    if !lease.is_shared() =>
+                {
+                    (lease.slot(), *bytes, *turn_ends)
                 }
                 _ => {
                     at += 1;
                     continue;
                 }
             };
+            let is_cut_short = now < turn_ends && !self.sits_out(slot);
+            let entry = self.entry_mut(&key);
             entry.device = OnDevice::Absent;
             if entry.is_wanted() {
                 entry.last_used = now;
+                if !is_cut_short {
+                    entry.waits_since = now;
+                }
                 self.wanted.push_back(key);
                 self.rotations += 1;
             }

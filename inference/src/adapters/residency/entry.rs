@@ -51,8 +51,10 @@ pub(super) enum OnDevice {
     Present {
         lease: AdapterLease,
         bytes: u64,
-        /// Until then it keeps its place while somebody uses it.
+        /// While somebody uses it, it keeps its place until then, and gives way to those who wait for a
+        /// first token only from `yields_from` on.
         turn_ends: Instant,
+        yields_from: Instant,
         /// Gives way to another: no new leases, evicted when the last one is dropped.
         leaving: bool,
     },
@@ -76,6 +78,8 @@ pub(super) struct Entry {
     /// Loads that failed since the last that succeeded.
     pub attempts: u32,
     pub last_used: Instant,
+    /// Since when it is wanted and not on the device; a turn that was cut short does not count.
+    pub waits_since: Instant,
     /// Deleted by its owner: leaves every tier when nobody needs it any more.
     pub forgotten: bool,
     pub pin: Option<PinState>,
@@ -96,6 +100,7 @@ impl Entry {
             failure: None,
             attempts: 0,
             last_used: now,
+            waits_since: now,
             forgotten: false,
             pin: None,
             device_size: None,

@@ -8,8 +8,12 @@ use lorikeet_compute::backend::{AdapterSlot, HostAdapter};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A slot is empty during a swap, so this bounds the device time that rotation costs to an eighth.
-const TURN_PER_SWAP: u32 = 8;
+/// A slot is empty during a swap, so this bounds the device time that rotation costs to a fifth, and
+/// that in places for new requests alone.
+const TURN_PER_SWAP: u32 = 4;
+
+/// The part of the quantum that each turn lasts at least.
+const SHORTEST_TURN: u32 = 32;
 
 /// Why an adapter could not be read from disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +128,8 @@ impl Residency {
                 entry.device = OnDevice::Present {
                     lease: AdapterLease::new(slot, now),
                     bytes,
-                    turn_ends: now + turn(&self.config, now - since),
+                    turn_ends: now + self.config.quantum,
+                    yields_from: now + shortest_turn(&self.config, now - since),
                     leaving: false,
                 };
                 return;
@@ -162,10 +167,10 @@ impl Residency {
     }
 }
 
-/// How long an adapter may stay in use that took so long to bring to the device.
-fn turn(config: &ResidencyConfig, swap: Duration) -> Duration {
+/// How long an adapter stays in use that took so long to bring to the device.
+fn shortest_turn(config: &ResidencyConfig, swap: Duration) -> Duration {
     let turn = swap.saturating_mul(TURN_PER_SWAP);
-    turn.clamp(config.quantum / TURN_PER_SWAP, config.quantum)
+    turn.clamp(config.quantum / SHORTEST_TURN, config.quantum)
 }
 
 fn backoff(config: &ResidencyConfig, entry: &Entry) -> Duration {

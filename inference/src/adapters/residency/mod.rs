@@ -9,12 +9,15 @@
 //! ```
 //! The tiers are independent: an adapter on the device may have lost its file and its host copy to
 //! others that needed the room. Adapters that sequences need and that are not on the device wait
-//! in one queue: first those of the tenant that has been served least, and of one tenant those that
-//! wait longest. Whoever is ahead may displace what nobody needs and those behind; of those in use on
-//! the device, whoever's turn has ended and whose tenant has not been served less, or who does not run
-//! at all. So each gets its turn, and a swap is paid for by a quantum of use. An adapter that is wanted
-//! only by sequences that could not run displaces nobody in use. A tenant that has used up its quota
-//! waits for its own adapters to let go, and nobody waits for it. [Pins](Pin) keep their places.
+//! in one queue: first those of the tenant that has been served least; of one tenant those with a
+//! sequence that has no token yet, and then those whose sequences have waited longest, all together.
+//! Whoever is ahead may displace what nobody needs and those behind; of those in use on the device,
+//! whoever's turn has ended and whose tenant has not been served less, or who does not run at all. So
+//! each gets its turn, and a swap is paid for by use. Turns are long, but for a first token the adapter
+//! that came last gives way early: answers pause seldom, and those of one adapter run together. An
+//! adapter that is wanted only by sequences that could not run displaces nobody in use. A tenant that
+//! has used up its quota waits for its own adapters to let go, and nobody waits for it.
+//! [Pins](Pin) keep their places.
 
 mod claim;
 mod device;
@@ -53,9 +56,9 @@ pub use report::{AdapterReport, ResidencyReport, ResidencyState, TierUse};
 pub struct ResidencyConfig {
     pub host_bytes: u64,
     pub disk_bytes: u64,
-    /// While others wait for its place, an adapter in use keeps it for eight times as long as
-    /// bringing it there took, so that swaps cost little; at most this long, so that all get their
-    /// turn, and at least an eighth of that.
+    /// An adapter in use keeps its place for so long while others wait for it, so that all get their
+    /// turn. Where one of them has a request without a first token, whoever has been there for four
+    /// times as long as bringing it there took gives way, at the earliest after a 32nd of this.
     pub quantum: Duration,
     /// Downloads, and reads from disk, under way at once.
     pub max_fetches: usize,
@@ -76,7 +79,7 @@ impl Default for ResidencyConfig {
         Self {
             host_bytes: 1 << 30,
             disk_bytes: 16 << 30,
-            quantum: Duration::from_millis(500),
+            quantum: Duration::from_secs(2),
             max_fetches: 4,
             max_reads: 2,
             max_uploads: 4,
@@ -210,7 +213,10 @@ impl Residency {
         let demand = entry.demand.clone();
         entry.last_used = now;
         match &mut entry.device {
-            OnDevice::Absent if !waits => self.wanted.push_back(key),
+            OnDevice::Absent if !waits => {
+                entry.waits_since = now;
+                self.wanted.push_back(key);
+            }
             // Its turn starts now, unless it would prolong one at the cost of those who wait.
             OnDevice::Present { turn_ends, .. } if is_first && nobody_waits => {
                 *turn_ends = now + quantum;

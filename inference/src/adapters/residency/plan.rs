@@ -3,6 +3,7 @@
 use super::entry::{Entry, OnDevice};
 use super::{AdapterAction, Claim, Claims, Residency};
 use crate::adapters::AdapterKey;
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::time::Instant;
 
@@ -19,10 +20,12 @@ impl Residency {
         self.sweep(now);
         let entries = &self.entries;
         self.wanted.retain(|key| entries.get(key).is_some_and(Entry::waits_for_device));
-        // Stable: of one tenant's, whoever waits longest stays first.
+        // Stable: of one tenant's that press alike, whoever came first stays first.
         self.wanted.make_contiguous().sort_by_key(|key| {
             let claim = Claim::of(key, claims);
-            (!claim.can_run, claim.served)
+            let waits = now.saturating_duration_since(entries[key].waits_since);
+            let pressure = waits.as_nanos() * u128::from(claim.runnable);
+            (!claim.can_run(), claim.served, !claim.is_new, Reverse(pressure))
         });
         self.upload(now, claims, actions);
         self.read_files(now, actions);

@@ -113,8 +113,9 @@ fn an_adapter_in_use_gives_way_at_once_when_it_does_not_run() {
 #[test]
 fn a_tenant_that_was_served_less_is_not_displaced_and_who_cannot_run_displaces_nobody_in_use() {
     let claims = |a: &AdapterManifest, served_a, b: &AdapterManifest, can_run_b| {
-        let a = (a.key, Claim { served: served_a, can_run: true });
-        Claims::from([a, (b.key, Claim { served: 10, can_run: can_run_b })])
+        let claim = |served, runnable| Claim { served, runnable, ..Claim::default() };
+        let b_runs = u32::from(can_run_b);
+        Claims::from([(a.key, claim(served_a, 1)), (b.key, claim(10, b_runs))])
     };
     let mut world = World::new(100, 100, 40);
     let [a, b] = [1, 2].map(|id| manifest(id, 40));
@@ -134,8 +135,14 @@ fn a_tenant_that_was_served_less_is_not_displaced_and_who_cannot_run_displaces_n
 }
 
 #[test]
-fn a_turn_lasts_as_long_as_eight_swaps_and_no_longer_than_the_quantum() {
-    for upload_ms in [10, 100] {
+fn an_adapter_in_use_gives_way_to_a_first_token_after_four_swaps_and_to_others_after_the_quantum() {
+    let quantum = ResidencyConfig::default().quantum;
+    for (upload_ms, b_is_new, turn) in [
+        (1, true, quantum / 32),
+        (100, true, Duration::from_millis(400)),
+        (10_000, true, quantum),
+        (100, false, quantum),
+    ] {
         let mut world = World::new(100, 100, 40);
         let [a, b] = [1, 2].map(|id| manifest(id, 40));
         let (_a, _b) = (world.demand(&a), world.demand(&b));
@@ -148,14 +155,41 @@ fn a_turn_lasts_as_long_as_eight_swaps_and_no_longer_than_the_quantum() {
         }
         world.now += Duration::from_millis(upload_ms);
         world.perform(0, End::Well);
-        let turn = Duration::from_millis(8 * upload_ms).min(world.residency.config.quantum);
+        let claim = |is_new| Claim { is_new, ..Claim::default() };
+        let claims = Claims::from([(a.key, claim(false)), (b.key, claim(b_is_new))]);
+        let mut actions = Vec::new();
         world.now += turn - Duration::from_micros(1);
-        world.settle();
-        assert!(world.is_on_device(&a));
+        world.run();
+        world.residency.plan(world.now, &claims, &mut actions);
+        assert!(actions.is_empty(), "{upload_ms} {b_is_new}");
         world.now += Duration::from_micros(1);
-        world.settle();
-        assert!(world.is_on_device(&b));
+        world.run();
+        world.residency.plan(world.now, &claims, &mut actions);
+        assert!(matches!(actions[..], [AdapterAction::Evict(_), AdapterAction::Upload { .. }]));
     }
+}
+
+#[test]
+fn who_waits_with_more_sequences_or_for_longer_comes_first() {
+    let mut world = World::new(400, 400, 40);
+    let [a, b, c] = [1, 2, 3].map(|id| manifest(id, 40));
+    let mut demands = vec![world.demand(&a)];
+    world.settle();
+    demands.push(world.demand(&b));
+    world.now += Duration::from_millis(100);
+    demands.push(world.demand(&c));
+    world.settle();
+    let claim = |runnable, is_new| Claim { runnable, is_new, ..Claim::default() };
+    let next = |world: &mut World, c_rows| {
+        let rows = [(&a, 1), (&b, 1), (&c, c_rows)];
+        let claims = rows.map(|(m, runnable)| (m.key, claim(runnable, false)));
+        world.residency.plan(world.now, &Claims::from(claims), &mut Vec::new());
+        world.residency.wanted[0]
+    };
+    world.now += Duration::from_millis(20);
+    assert_eq!(next(&mut world, 1), b.key, "120 ms against 20");
+    assert_eq!(next(&mut world, 7), c.key, "120 ms against 7 x 20");
+    assert_eq!(next(&mut world, 5), b.key, "120 ms against 5 x 20");
 }
 
 #[test]

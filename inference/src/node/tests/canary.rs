@@ -2,7 +2,7 @@
 
 use super::collector::Collector;
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, adapter, chat, text};
+use super::harness::{Customer, MODEL, Node, adapter, chat, text};
 use super::sse::{self, Events};
 use crate::fixture::base_model;
 use lorikeet_compute::model::Specials;
@@ -20,6 +20,7 @@ const CHILD_KEY: &str = "LORIKEET_TEST_CANARY_KEY";
 const CHILD_ANSWERS: &str = "LORIKEET_TEST_CANARY_ANSWERS";
 
 const PROMPT: &str = "A canary sings of the crimson harvester at Qaanaaq.";
+const IDEMPOTENCY_KEY: &str = "a-canary-of-qaanaaq-once";
 const LISTENING: &str = "the log is being listened to";
 
 /// The log belongs to the whole process, so the chats happen in one of their own.
@@ -54,8 +55,9 @@ fn no_prompt_answer_or_key_is_ever_in_a_log_a_metric_or_a_trace() {
         assert!(log.contains(line), "{line}: nothing was listened to");
     }
 
-    let mut canaries = vec![PROMPT.to_owned(), token_ids(), key.reveal().to_owned()];
-    canaries.push(key.reveal().split('_').nth(3).expect("a secret").to_owned());
+    let secret = key.reveal().split('_').nth(3).expect("a secret");
+    let mut canaries =
+        [PROMPT, &token_ids(), key.reveal(), secret, IDEMPOTENCY_KEY].map(str::to_owned).to_vec();
     canaries.extend(needles(&answers));
     for canary in canaries {
         let leak = log.lines().find(|line| line.contains(&canary));
@@ -131,6 +133,12 @@ async fn chats(key: &str, answers: &str) {
         }
         assert_eq!(node.post(key, &body).await.status(), status, "{more}");
     }
+    let others = [
+        other_endpoints(&node, key).await,
+        of_a_given_form(&node, key).await,
+        repeated(&node, key, &of_canary(json!({ "max_tokens": 24, "seed": 8 }))).await,
+    ]
+    .concat();
     let (status, _) = node.refused(&format!("{key}x"), json!({})).await;
     assert_eq!(status, StatusCode::UNAUTHORIZED);
 
@@ -140,13 +148,11 @@ async fn chats(key: &str, answers: &str) {
     begun.extend(revoked.rest().await);
     assert_eq!(begun.pop().expect("a last event")["error"]["code"], "access_revoked");
 
-    let wholes = [text(&whole).to_owned(), sse::text(&chunks), sse::text(&begun)];
+    let chats = [text(&whole).to_owned(), sse::text(&chunks), sse::text(&begun)];
+    let wholes = chats.into_iter().chain(others);
     let pieces = chunks.iter().map(|chunk| sse::text(std::slice::from_ref(chunk)));
-    let answered: Vec<_> = wholes
-        .map(|text| (false, text))
-        .into_iter()
-        .chain(pieces.map(|text| (true, text)))
-        .collect();
+    let answered: Vec<_> =
+        wholes.map(|text| (false, text)).chain(pieces.map(|text| (true, text))).collect();
     std::fs::write(answers, serde_json::to_vec(&answered).expect("JSON")).expect("written");
     // Beside the log, what is told in other ways.
     let metrics =
@@ -154,4 +160,103 @@ async fn chats(key: &str, answers: &str) {
     eprintln!("{}", metrics.text().await.expect("a body"));
     node.stop().await;
     eprintln!("{:#?}", collector.spans());
+}
+
+/// Sends the canary everywhere else, in what is answered and in what is refused; what was answered.
+async fn other_endpoints(node: &Node, key: &str) -> Vec<String> {
+    let prompt = json!({ "prompt": PROMPT, "max_tokens": 24, "seed": 4, "n": 2, "logprobs": 1 });
+    let completed = answered(node, key, "/v1/completions", prompt).await;
+    let input = json!({
+        "input": PROMPT, "instructions": PROMPT, "max_output_tokens": 24, "seed": 6,
+        "metadata": { "canary": PROMPT },
+    });
+    let responded = answered(node, key, "/v1/responses", input.clone()).await;
+    for (path, mut body) in [
+        ("/v1/completions", json!({ "prompt": PROMPT, "echo": true, "seed": 5 })),
+        ("/v1/responses", input),
+    ] {
+        body["model"] = MODEL.into();
+        body["stream"] = true.into();
+        node.post_to(path, key, &body).await.text().await.expect("a body");
+    }
+    let tokens = answered(node, key, "/tokenize", json!({ "prompt": PROMPT })).await;
+    answered(node, key, "/detokenize", json!({ "tokens": tokens["tokens"] })).await;
+
+    let bias = json!({ PROMPT: 1 });
+    for (path, body) in [
+        ("/v1/completions", json!({ "model": PROMPT, "prompt": PROMPT })),
+        ("/v1/completions", json!({ "model": MODEL, "prompt": [PROMPT, 5] })),
+        ("/v1/completions", json!({ "model": MODEL, "prompt": PROMPT, "suffix": PROMPT })),
+        ("/v1/completions", json!({ "model": MODEL, "prompt": PROMPT, "logit_bias": bias })),
+        ("/v1/responses", json!({ "model": MODEL, "input": [{ "type": PROMPT }] })),
+        ("/v1/responses", json!({ "model": MODEL, "input": PROMPT, "conversation": PROMPT })),
+        ("/tokenize", json!({ "model": MODEL, "prompt": PROMPT, PROMPT: PROMPT })),
+        ("/detokenize", json!({ "model": MODEL, "tokens": PROMPT })),
+        ("/v1/chat/completions", json!([PROMPT])),
+    ] {
+        refused(node, key, path, &body).await;
+    }
+    [
+        &completed["choices"][0]["text"],
+        &completed["choices"][1]["text"],
+        &responded["output"][0]["content"][0]["text"],
+    ]
+    .map(|text| text.as_str().expect("text").to_owned())
+    .to_vec()
+}
+
+/// Schemas, grammars and tools are the customer's as prompts are.
+async fn of_a_given_form(node: &Node, key: &str) -> Vec<String> {
+    let schema = json!({
+        "type": "object", "description": PROMPT, "required": ["song"], "additionalProperties": false,
+        "properties": { "song": { "enum": [format!("{PROMPT} In full.")] } },
+    });
+    let form =
+        json!({ "type": "json_schema", "json_schema": { "name": "song", "schema": schema } });
+    let body = chat(json!({ "response_format": form, "max_tokens": 200 }));
+    let formed = answered(node, key, "/v1/chat/completions", body).await;
+
+    let function = json!({ "name": "sing", "description": PROMPT, "parameters": schema });
+    let tools = json!([{ "type": "function", "function": function }]);
+    let unknown = json!({ "type": "function", "function": { "name": PROMPT } });
+    for more in [
+        json!({ "guided_json": { "type": PROMPT } }),
+        json!({ "guided_regex": format!("({PROMPT}") }),
+        json!({ "guided_grammar": PROMPT }),
+        json!({ "guided_choice": [PROMPT, 5] }),
+        json!({ "response_format": { "type": PROMPT } }),
+        json!({ "tools": tools, "tool_choice": unknown }),
+        json!({ "tools": [{ "type": PROMPT }] }),
+        json!({ "messages": [{ "role": "tool", "tool_call_id": PROMPT, "content": [PROMPT] }] }),
+    ] {
+        refused(node, key, "/v1/chat/completions", &chat(more)).await;
+    }
+    vec![text(&formed).to_owned()]
+}
+
+/// A key that is the customer's own words, an answer that is stored and given out again.
+async fn repeated(node: &Node, key: &str, body: &Value) -> Vec<String> {
+    let send = async |body: &Value| {
+        let request = reqwest::Client::new().post(node.url("/v1/chat/completions"));
+        let request = request.bearer_auth(key).header("idempotency-key", IDEMPOTENCY_KEY);
+        request.json(body).send().await.expect("an answer")
+    };
+    let first: Value = send(body).await.json().await.expect("JSON");
+    let again: Value = send(body).await.json().await.expect("JSON");
+    assert_eq!(first, again);
+    let other = send(&chat(json!({}))).await;
+    assert_eq!(other.status(), StatusCode::UNPROCESSABLE_ENTITY);
+    vec![text(&first).to_owned()]
+}
+
+async fn answered(node: &Node, key: &str, path: &str, mut body: Value) -> Value {
+    body["model"] = MODEL.into();
+    let response = node.post_to(path, key, &body).await;
+    assert_eq!(response.status(), StatusCode::OK, "{path}");
+    response.json().await.expect("JSON")
+}
+
+async fn refused(node: &Node, key: &str, path: &str, body: &Value) {
+    let status = node.post_to(path, key, body).await.status();
+    assert!(status.is_client_error(), "{path}: {status}");
 }

@@ -9,6 +9,7 @@ mod collector;
 mod completions;
 mod control_plane;
 mod description;
+mod errors;
 mod failures;
 mod guided;
 mod harness;

@@ -43,9 +43,11 @@ pub struct MaskPool {
     under_way: usize,
 }
 
+#[derive(Default)]
 struct Shared {
     lanes: Mutex<Lanes>,
-    arrived: Condvar,
+    quick: Condvar,
+    slow: Condvar,
 }
 
 /// Jobs that wait: at most one of each guided sequence.
@@ -69,7 +71,7 @@ impl MaskPool {
     /// of a job wakes `engine`.
     pub fn start(results: usize, engine: &Thread) -> std::io::Result<Self> {
         let (ends, done) = sync_channel(results);
-        let shared = Arc::new(Shared { lanes: Mutex::default(), arrived: Condvar::new() });
+        let shared = Arc::new(Shared::default());
         // Dropped on an early return, it ends the threads that there are.
         let pool = Self { shared: shared.clone(), done, under_way: 0 };
         for place in 0..THREADS {
@@ -87,11 +89,11 @@ impl MaskPool {
         let mut lanes = self.shared.lanes();
         if job.walker.last() > QUICK {
             lanes.slow.push(job);
+            self.shared.slow.notify_one();
         } else {
             lanes.quick.push_back(job);
+            self.shared.quick.notify_one();
         }
-        drop(lanes);
-        self.shared.arrived.notify_all();
     }
 
     /// A sequence has ended: its mask is not needed. One that is being computed ends early, and is polled
@@ -136,8 +138,8 @@ impl Drop for MaskPool {
         let mut lanes = self.shared.lanes();
         lanes.closed = true;
         lanes.running.iter().flatten().for_each(Running::stop);
-        drop(lanes);
-        self.shared.arrived.notify_all();
+        self.shared.quick.notify_all();
+        self.shared.slow.notify_all();
     }
 }
 
@@ -154,6 +156,7 @@ impl Shared {
 
     /// The thread's next job, once there is one. None: there will be none any more.
     fn take(&self, place: usize) -> Option<Job> {
+        let arrived = if place == SLOW { &self.slow } else { &self.quick };
         let mut lanes = self.lanes();
         lanes.running[place] = None;
         loop {
@@ -169,7 +172,7 @@ impl Shared {
                 });
                 return Some(job);
             }
-            lanes = self.arrived.wait(lanes).unwrap_or_else(PoisonError::into_inner);
+            lanes = arrived.wait(lanes).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

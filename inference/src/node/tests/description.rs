@@ -32,3 +32,17 @@ async fn the_api_describes_itself_for_programs_and_for_people() {
     assert!(page.contains("/v1/chat/completions") && page.contains("repetition_penalty"));
     node.stop().await;
 }
+
+#[test]
+fn the_page_for_customers_names_every_parameter() {
+    let page = include_str!("../../../../docs/api.md");
+    let page = page.split("### What a request may say").nth(1).expect("the section");
+    let page = page.split("\n## ").next().expect("its end");
+    let document = crate::api::document();
+    for request in ["ChatRequest", "CompletionRequest", "ResponseRequest"] {
+        let properties = &document["components"]["schemas"][request]["properties"];
+        for name in properties.as_object().expect("properties").keys() {
+            assert!(page.contains(&format!("`{name}`")), "`{name}` of {request} is not there");
+        }
+    }
+}

@@ -3,7 +3,7 @@
 
 use super::control_plane::ControlPlane;
 use super::guided::under_schema;
-use super::harness::{Customer, Node, text};
+use super::harness::{Customer, MODEL, Node, text};
 use super::telemetry::metrics;
 use crate::config::{Config, Device};
 use crate::guidance::schemas::{Features, Generator};
@@ -12,6 +12,7 @@ use lorikeet_compute::backend::cpu::CpuConfig;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Answers of the real model.
@@ -52,21 +53,27 @@ fn is_whole(answer: &Value) -> bool {
 fn assert_valid<'a>(answers: impl Iterator<Item = &'a (Value, Value)>) {
     let line =
         |(schema, answer): &_| format!("{}\n", json!({ "schema": schema, "text": text(answer) }));
-    let lines: String = answers.map(line).collect();
+    run("valid_under_schemas.py", &[], &answers.map(line).collect::<String>());
+}
+
+/// Runs one of the tests' Python scripts, and panics with what it printed if it fails.
+fn run(script: &str, vars: &[(&str, &str)], input: &str) {
     let python = lorikeet_kit::cache_dir().join("clients/bin/python");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients/valid_under_schemas.py");
-    let pipe = Stdio::piped;
-    let mut validator = Command::new(&python)
-        .arg(script)
-        .stdin(pipe())
-        .stdout(pipe())
+    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients");
+    let mut process = Command::new(&python)
+        .arg(Path::new(scripts).join(script))
+        .envs(vars.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|e| panic!("{}: {e}: run scripts/setup --tests", python.display()));
-    let mut input = validator.stdin.take().expect("a pipe");
+    let mut stdin = process.stdin.take().expect("a pipe");
     std::thread::scope(|scope| {
-        scope.spawn(move || input.write_all(lines.as_bytes()));
-        let output = validator.wait_with_output().expect("it ends");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        scope.spawn(move || stdin.write_all(input.as_bytes()));
+        let output = process.wait_with_output().expect("it ends");
+        let printed = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&printed));
     });
 }
 
@@ -109,4 +116,17 @@ async fn random_schemas_hold_the_real_model_on_the_cpu_too() {
     let whole = answers.iter().filter(|(_, answer)| is_whole(answer));
     assert!(2 * whole.clone().count() >= REAL, "{answers:?}");
     assert_valid(whole);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_official_client_parses_chats_and_responses_by_pydantic_and_sends_what_vllm_knows() {
+    let customer = Customer::new();
+    let control_plane = ControlPlane::start(customer.resources());
+    let node = Node::ready(&control_plane, |_| {}).await;
+    let (base, key) = (node.url("/v1"), customer.key.reveal().to_owned());
+    let client = move || {
+        let vars = [("BASE_URL", base.as_str()), ("API_KEY", &key), ("MODEL", MODEL)];
+        run("structured_client.py", &vars, "");
+    };
+    tokio::task::spawn_blocking(client).await.expect("it succeeds");
 }

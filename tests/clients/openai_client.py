@@ -80,10 +80,10 @@ completed = client.completions.create(
 assert len(completed.choices) == 2 and completed.usage.completion_tokens == 10
 assert "".join(completed.choices[0].logprobs.tokens) == completed.choices[0].text
 
-response = client.responses.create(model=MODEL, input=ASK, max_output_tokens=12)
+response = client.responses.create(model=MODEL, input=ASK, temperature=0, max_output_tokens=4)
 assert response.status == "incomplete" and response.output_text
 kinds = []
-with client.responses.stream(model=MODEL, input=ASK, max_output_tokens=12) as stream:
+with client.responses.stream(model=MODEL, input=ASK, temperature=0, max_output_tokens=4) as stream:
     for event in stream:
         kinds.append(event.type)
 assert kinds[0] == "response.created" and kinds[-1] == "response.incomplete", kinds

@@ -74,7 +74,7 @@ impl ToolForm {
             (Some("function"), Some(name)) => {
                 match functions.iter().position(|function| function.name == name) {
                     Some(index) => Ok(ToolChoice::Named(index)),
-                    None => invalid(format!("There is no tool `{name}`.")),
+                    None => invalid(format!("`tools` has no function `{name}`: name one that it has.")),
                 }
             }
             _ => invalid("A choice is none, auto, required, or names a function.".into()),

@@ -9,6 +9,7 @@ use axum::handler::Handler;
 use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodFilter, on};
 use lorikeet_contract::key::Scope;
+use lorikeet_reference::Operation;
 
 /// The rule of one route, checked before its handler runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,12 +26,14 @@ pub enum Access {
     Operator,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Route {
     pub method: Method,
     /// With `{parameters}`, as axum writes them.
     pub path: &'static str,
     pub access: Access,
+    /// What the API's description says of it; pages have none.
+    pub operation: Option<Operation>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +78,7 @@ macro_rules! method {
             H: Handler<T, AppState>,
             T: 'static,
         {
-            self.add(Route { method: Method::$method, path, access }, handler)
+            self.add(Route { method: Method::$method, path, access, operation: None }, handler)
         }
     };
 }
@@ -100,6 +103,14 @@ impl Registry {
             .layer(from_fn_with_state(gate, authorize::authorize));
         self.router = self.router.route(route.path, guarded);
         self.routes.push(route);
+        self
+    }
+
+    /// Describes the route that was added last.
+    pub fn described(mut self, operation: Operation) -> Self {
+        if let Some(route) = self.routes.last_mut() {
+            route.operation = Some(operation);
+        }
         self
     }
 

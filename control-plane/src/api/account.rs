@@ -9,14 +9,31 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum_extra::extract::CookieJar;
 use lorikeet_contract::{TenantId, UserId};
+use lorikeet_reference::{Operation, named};
 use serde::Serialize;
 
 pub(super) fn routes(registry: Registry) -> Registry {
     registry
         .post("/api/v1/signup", Access::Public, sign_up)
+        .described(
+            Operation::new("Make an account with a tenant")
+                .body(named("SignUp"))
+                .answers(201, "Logged in: the session is in a cookie", named("Me"))
+                .fails(409, "`email_taken`")
+                .fails(429, "`too_many_attempts`"),
+        )
         .post("/api/v1/login", Access::Public, log_in)
+        .described(
+            Operation::new("Log in")
+                .body(named("LogIn"))
+                .answers(200, "The session is in a cookie", named("Me"))
+                .fails(401, "`wrong_credentials`")
+                .fails(429, "`too_many_attempts`"),
+        )
         .post("/api/v1/logout", Access::Session, log_out)
+        .described(Operation::new("End the session").answers_nothing(204, "It has ended"))
         .get("/api/v1/me", Access::Authenticated, me)
+        .described(Operation::new("Who calls").answers(200, "The caller", named("Me")))
 }
 
 /// The caller, as they are told who they are.

@@ -1,5 +1,6 @@
 //! Adapters and their versions: listed, looked at, switched off and on, deleted.
 
+use super::description::list_of;
 use super::extract::Path;
 use crate::access::{Access, Registry};
 use crate::adapters::alias::Alias;
@@ -11,6 +12,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use lorikeet_contract::key::Scope;
 use lorikeet_contract::{AdapterId, AdapterVersionId};
+use lorikeet_reference::{Operation, named};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
@@ -18,11 +20,38 @@ use time::serde::rfc3339;
 pub(super) fn routes(registry: Registry) -> Registry {
     registry
         .get("/api/v1/adapters", Access::Tenant(Scope::Read), list)
+        .described(Operation::new("List adapters").answers(
+            200,
+            "By name",
+            list_of("adapters", "Adapter"),
+        ))
         .get("/api/v1/adapters/{name}", Access::Tenant(Scope::Read), show)
+        .described(Operation::new("Look at an adapter and its versions").answers(
+            200,
+            "The adapter",
+            named("Adapter"),
+        ))
         .delete("/api/v1/adapters/{name}", Access::Tenant(Scope::Manage), delete)
+        .described(
+            Operation::new("Delete an adapter")
+                .answers_nothing(204, "All its versions stop answering"),
+        )
         .post("/api/v1/adapters/{name}/disable", Access::Tenant(Scope::Manage), disable)
+        .described(
+            Operation::new("Switch an adapter off: it is refused under all its names, and kept")
+                .answers_nothing(204, "New requests are refused with 409 `adapter_disabled`"),
+        )
         .post("/api/v1/adapters/{name}/enable", Access::Tenant(Scope::Manage), enable)
+        .described(
+            Operation::new("Switch an adapter on again")
+                .answers_nothing(204, "It answers as before"),
+        )
         .get("/api/v1/adapters/{name}/versions/{version}", Access::Tenant(Scope::Read), version)
+        .described(Operation::new("Look at a version").answers(
+            200,
+            "The version",
+            named("Version"),
+        ))
 }
 
 #[derive(Serialize)]

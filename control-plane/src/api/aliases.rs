@@ -9,15 +9,21 @@ use crate::state::AppState;
 use axum::extract::State;
 use axum::http::StatusCode;
 use lorikeet_contract::key::Scope;
+use lorikeet_reference::{Operation, named};
 use serde::Deserialize;
 
 pub(super) fn routes(registry: Registry) -> Registry {
     let manage = Access::Tenant(Scope::Manage);
-    registry.put("/api/v1/adapters/{name}/aliases/{alias}", manage, set).delete(
-        "/api/v1/adapters/{name}/aliases/{alias}",
-        manage,
-        unset,
-    )
+    registry
+        .put("/api/v1/adapters/{name}/aliases/{alias}", manage, set)
+        .described(
+            Operation::new("Point an alias at a version: `name@alias` calls it")
+                .body(named("NewAlias"))
+                .answers(200, "The alias", named("Alias"))
+                .fails(409, "`version_not_ready`"),
+        )
+        .delete("/api/v1/adapters/{name}/aliases/{alias}", manage, unset)
+        .described(Operation::new("Take an alias away").answers_nothing(204, "It is gone"))
 }
 
 #[derive(Deserialize)]

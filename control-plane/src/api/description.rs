@@ -1,5 +1,5 @@
-//! The API's description, `/openapi.json`, and the page that shows it, `/docs`. What a route's access
-//! rule and form bring with them is added here; a test holds this list and the routes together.
+//! The API's description, `/openapi.json`, and the page that shows it, `/docs`: what each route says of
+//! itself, and what its access rule and form bring with them.
 
 use crate::access::{Access, Method, Registry, Route};
 use axum::http::header;
@@ -10,190 +10,18 @@ const ABOUT: &str = "Accounts, keys, adapters and usage. A key with the scope `m
                      with `read` looks; the dashboard's session may do what its owner may. Models are \
                      asked at the inference API, whose address `/api/v1/service` tells.";
 
-/// What each operation does, takes and answers.
-fn operations() -> Vec<(Method, &'static str, Operation)> {
-    use Method::{Delete, Get, Post, Put};
-    let op = Operation::new;
-    let list = |name: &str, of: &str| {
-        json!({
-            "type": "object",
-            "required": [name],
-            "properties": { name: { "type": "array", "items": named(of) } },
-        })
-    };
-    let any = || json!({ "type": "object" });
-    vec![
-        (
-            Get,
-            "/api/v1/service",
-            op("Where everything is").answers(200, "Addresses", named("Service")),
-        ),
-        (
-            Post,
-            "/api/v1/signup",
-            op("Make an account with a tenant")
-                .body(named("SignUp"))
-                .answers(201, "Logged in: the session is in a cookie", named("Me"))
-                .fails(409, "`email_taken`")
-                .fails(429, "`too_many_attempts`"),
-        ),
-        (
-            Post,
-            "/api/v1/login",
-            op("Log in")
-                .body(named("LogIn"))
-                .answers(200, "The session is in a cookie", named("Me"))
-                .fails(401, "`wrong_credentials`")
-                .fails(429, "`too_many_attempts`"),
-        ),
-        (Post, "/api/v1/logout", op("End the session").answers_nothing(204, "It has ended")),
-        (Get, "/api/v1/me", op("Who calls").answers(200, "The caller", named("Me"))),
-        (Get, "/api/v1/keys", op("List keys").answers(200, "Newest first", list("keys", "Key"))),
-        (
-            Post,
-            "/api/v1/keys",
-            op("Make a key")
-                .body(named("NewKey"))
-                .answers(201, "The key, shown this once", named("Key"))
-                .fails(401, "`unauthenticated`, `invalid_api_key`, `wrong_credentials`")
-                .fails(429, "`too_many_attempts`"),
-        ),
-        (
-            Delete,
-            "/api/v1/keys/{key_id}",
-            op("Revoke a key").answers_nothing(204, "It stops at once"),
-        ),
-        (
-            Get,
-            "/api/v1/adapters",
-            op("List adapters").answers(200, "By name", list("adapters", "Adapter")),
-        ),
-        (
-            Get,
-            "/api/v1/adapters/{name}",
-            op("Look at an adapter and its versions").answers(200, "The adapter", named("Adapter")),
-        ),
-        (
-            Delete,
-            "/api/v1/adapters/{name}",
-            op("Delete an adapter").answers_nothing(204, "All its versions stop answering"),
-        ),
-        (
-            Post,
-            "/api/v1/adapters/{name}/disable",
-            op("Switch an adapter off: it is refused under all its names, and kept")
-                .answers_nothing(204, "New requests are refused with 409 `adapter_disabled`"),
-        ),
-        (
-            Post,
-            "/api/v1/adapters/{name}/enable",
-            op("Switch an adapter on again").answers_nothing(204, "It answers as before"),
-        ),
-        (
-            Get,
-            "/api/v1/adapters/{name}/versions/{version}",
-            op("Look at a version").answers(200, "The version", named("Version")),
-        ),
-        (
-            Put,
-            "/api/v1/adapters/{name}/aliases/{alias}",
-            op("Point an alias at a version: `name@alias` calls it")
-                .body(named("NewAlias"))
-                .answers(200, "The alias", named("Alias"))
-                .fails(409, "`version_not_ready`"),
-        ),
-        (
-            Delete,
-            "/api/v1/adapters/{name}/aliases/{alias}",
-            op("Take an alias away").answers_nothing(204, "It is gone"),
-        ),
-        (
-            Post,
-            "/api/v1/adapters/{name}/versions",
-            op("Begin the upload of a version")
-                .body(named("NewUpload"))
-                .answers(201, "Where each part goes", named("Upload"))
-                .fails(403, "`insufficient_scope`, `tenant_suspended`, `quota_exceeded`"),
-        ),
-        (
-            Get,
-            "/api/v1/uploads/{upload}",
-            op("Look at an upload, with fresh URLs")
-                .answers(200, "It", named("Upload"))
-                .fails(409, "`upload_closed`"),
-        ),
-        (
-            Delete,
-            "/api/v1/uploads/{upload}",
-            op("Give an upload up")
-                .answers_nothing(204, "It is given up")
-                .fails(409, "`upload_closed`"),
-        ),
-        (
-            Put,
-            "/api/v1/uploads/{upload}/parts",
-            op("Report parts that were sent")
-                .body(named("Parts"))
-                .answers_nothing(204, "They are noted")
-                .fails(409, "`upload_closed`"),
-        ),
-        (
-            Post,
-            "/api/v1/uploads/{upload}/complete",
-            op("Finish an upload: the version is checked next")
-                .answers(202, "The version", named("Version"))
-                .fails(409, "`upload_closed`, `upload_incomplete`, `parts_rejected`"),
-        ),
-        (
-            Get,
-            "/api/v1/usage",
-            in_period(op("Tokens and requests")).answers(200, "By hour or day", any()),
-        ),
-        (
-            Get,
-            "/api/v1/limits",
-            op("What the tenant is limited to").answers(200, "The limits", named("Limits")),
-        ),
-        (
-            Get,
-            "/api/v1/operator/usage",
-            in_period(op("All tenants' usage")).answers(200, "By tenant", any()),
-        ),
-        (Get, "/api/v1/operator/tenants", op("All tenants").answers(200, "Tenants", any())),
-        (
-            Get,
-            "/api/v1/operator/nodes",
-            op("All nodes, and whether the books agree").answers(200, "Nodes", any()),
-        ),
-        (
-            Put,
-            "/api/v1/operator/tenants/{tenant}/limits",
-            op("Replace a tenant's limits; one that is left out ends")
-                .body(named("Limits"))
-                .answers(200, "The limits", named("Limits")),
-        ),
-        (
-            Put,
-            "/api/v1/operator/tenants/{tenant}/adapters/{name}/pin",
-            op("Keep an adapter on the nodes' devices").answers_nothing(204, "It is pinned"),
-        ),
-        (
-            Delete,
-            "/api/v1/operator/tenants/{tenant}/adapters/{name}/pin",
-            op("Let an adapter give way again").answers_nothing(204, "It is not pinned"),
-        ),
-    ]
+/// An answer that holds a list of `of` under `name`.
+pub(super) fn list_of(name: &str, of: &str) -> Value {
+    json!({
+        "type": "object",
+        "required": [name],
+        "properties": { name: { "type": "array", "items": named(of) } },
+    })
 }
 
-fn in_period(operation: Operation) -> Operation {
-    let moment = "A day (2026-11-24) or a time (RFC 3339)";
-    let text =
-        || json!({ "type": "string", "anyOf": [{ "format": "date" }, { "format": "date-time" }] });
-    operation.query("from", moment, text()).query("to", moment, text()).query(
-        "group",
-        "What one row covers",
-        json!({ "enum": ["hour", "day"] }),
-    )
+/// An answer whose fields are not described.
+pub(super) fn anything() -> Value {
+    json!({ "type": "object" })
 }
 
 /// What a route answers on account of its access rule and its form.
@@ -245,11 +73,10 @@ pub fn reference(routes: &[Route]) -> Reference {
     for (name, schema) in super::schemas::schemas() {
         reference.schema(name, schema);
     }
-    for (method, path, operation) in operations() {
-        let route = routes.iter().find(|r| r.method == method && r.path == path);
-        if let Some(route) = route {
-            let method = method.as_str().to_lowercase();
-            reference.add(&method, path, &surrounded(route, operation));
+    for route in routes {
+        if let Some(operation) = &route.operation {
+            let method = route.method.as_str().to_lowercase();
+            reference.add(&method, route.path, &surrounded(route, operation.clone()));
         }
     }
     reference

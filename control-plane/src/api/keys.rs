@@ -1,5 +1,6 @@
 //! `/keys`.
 
+use super::description::list_of;
 use super::extract::{Json, Path};
 use crate::access::{Access, Registry};
 use crate::auth::{Caller, ClientAddress, TenantCaller, account};
@@ -10,13 +11,23 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use lorikeet_contract::KeyId;
 use lorikeet_contract::key::Scope;
+use lorikeet_reference::{Operation, named};
 use serde::{Deserialize, Serialize};
 
 pub(super) fn routes(registry: Registry) -> Registry {
     registry
         .get("/api/v1/keys", Access::Tenant(Scope::Read), list)
+        .described(Operation::new("List keys").answers(200, "Newest first", list_of("keys", "Key")))
         .post("/api/v1/keys", Access::Tenant(Scope::Manage), create)
+        .described(
+            Operation::new("Make a key")
+                .body(named("NewKey"))
+                .answers(201, "The key, shown this once", named("Key"))
+                .fails(401, "`unauthenticated`, `invalid_api_key`, `wrong_credentials`")
+                .fails(429, "`too_many_attempts`"),
+        )
         .delete("/api/v1/keys/{key_id}", Access::Tenant(Scope::Manage), revoke)
+        .described(Operation::new("Revoke a key").answers_nothing(204, "It stops at once"))
 }
 
 #[derive(Serialize)]

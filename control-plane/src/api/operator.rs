@@ -1,8 +1,9 @@
 //! What operators see across tenants, the limits they set, and what they pin. Each look and each change
 //! leaves an audit row.
 
+use super::description::anything;
 use super::extract::{Json, Path, Query};
-use super::usage::PeriodQuery;
+use super::usage::{PeriodQuery, in_period};
 use crate::access::{Access, Registry};
 use crate::adapters;
 use crate::auth::OperatorCaller;
@@ -16,17 +17,38 @@ use crate::usage::tenants::{TenantSummary, tenants as list_all};
 use axum::extract::State;
 use axum::http::StatusCode;
 use lorikeet_contract::TenantId;
+use lorikeet_reference::{Operation, named};
 use serde::Serialize;
 use time::OffsetDateTime;
 
 pub(super) fn routes(registry: Registry) -> Registry {
     registry
         .get("/api/v1/operator/usage", Access::Operator, show_usage)
+        .described(in_period("All tenants' usage").answers(200, "By tenant", anything()))
         .get("/api/v1/operator/tenants", Access::Operator, list_tenants)
+        .described(Operation::new("All tenants").answers(200, "Tenants", anything()))
         .get("/api/v1/operator/nodes", Access::Operator, list_nodes)
+        .described(Operation::new("All nodes, and whether the books agree").answers(
+            200,
+            "Nodes",
+            anything(),
+        ))
         .put("/api/v1/operator/tenants/{tenant}/limits", Access::Operator, set_limits)
+        .described(
+            Operation::new("Replace a tenant's limits; one that is left out ends")
+                .body(named("Limits"))
+                .answers(200, "The limits", named("Limits")),
+        )
         .put("/api/v1/operator/tenants/{tenant}/adapters/{name}/pin", Access::Operator, pin)
+        .described(
+            Operation::new("Keep an adapter on the nodes' devices")
+                .answers_nothing(204, "It is pinned"),
+        )
         .delete("/api/v1/operator/tenants/{tenant}/adapters/{name}/pin", Access::Operator, unpin)
+        .described(
+            Operation::new("Let an adapter give way again")
+                .answers_nothing(204, "It is not pinned"),
+        )
 }
 
 async fn show_usage(

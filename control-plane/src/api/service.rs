@@ -5,10 +5,13 @@ use crate::error::ApiError;
 use crate::state::AppState;
 use axum::Json;
 use axum::extract::State;
+use lorikeet_reference::{Operation, named};
 use serde::Serialize;
 
 pub(super) fn routes(registry: Registry) -> Registry {
-    registry.get("/api/v1/service", Access::Public, service)
+    registry.get("/api/v1/service", Access::Public, service).described(
+        Operation::new("Where everything is").answers(200, "Addresses", named("Service")),
+    )
 }
 
 #[derive(Serialize)]

@@ -1,5 +1,6 @@
 //! A tenant's own usage and limits.
 
+use super::description::anything;
 use super::extract::Query;
 use crate::access::{Access, Registry};
 use crate::auth::TenantCaller;
@@ -11,15 +12,33 @@ use crate::usage::queries::{UsageReport, usage};
 use axum::Json;
 use axum::extract::State;
 use lorikeet_contract::key::Scope;
+use lorikeet_reference::{Operation, named};
 use serde::Deserialize;
+use serde_json::json;
 use time::format_description::well_known::{Iso8601, Rfc3339};
 use time::{Date, OffsetDateTime};
 
 pub(super) fn routes(registry: Registry) -> Registry {
-    registry.get("/api/v1/usage", Access::Tenant(Scope::Read), show).get(
-        "/api/v1/limits",
-        Access::Tenant(Scope::Read),
-        limits,
+    registry
+        .get("/api/v1/usage", Access::Tenant(Scope::Read), show)
+        .described(in_period("Tokens and requests").answers(200, "By hour or day", anything()))
+        .get("/api/v1/limits", Access::Tenant(Scope::Read), limits)
+        .described(Operation::new("What the tenant is limited to").answers(
+            200,
+            "The limits",
+            named("Limits"),
+        ))
+}
+
+/// An operation that takes a [`PeriodQuery`].
+pub(super) fn in_period(summary: &'static str) -> Operation {
+    let what = "A day (2026-11-24) or a time (RFC 3339)";
+    let moment =
+        json!({ "type": "string", "anyOf": [{ "format": "date" }, { "format": "date-time" }] });
+    Operation::new(summary).query("from", what, moment.clone()).query("to", what, moment).query(
+        "group",
+        "What one row covers",
+        json!({ "enum": ["hour", "day"] }),
     )
 }
 

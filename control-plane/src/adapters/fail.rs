@@ -26,6 +26,14 @@ pub async fn fail(
     failure: &Failure,
 ) -> Result<(), sqlx::Error> {
     let mut tx = db.write(acting).await?;
+    // Whoever tells the nodes of all versions holds this lock: they must not hear of this one afterwards.
+    sqlx::query(
+        "select from adapter
+         where id = (select adapter_id from adapter_version where id = $1) for share",
+    )
+    .bind(version.as_uuid())
+    .execute(&mut *tx)
+    .await?;
     let failed = sqlx::query(
         "update adapter_version set state = 'failed', error = $3, error_code = $4
          where id = $1 and state = $2",

@@ -1,13 +1,15 @@
 //! Adapters that their owner switches off and on.
 
-use crate::push::{Ahead, Plant, files_of};
+use crate::push::{Ahead, Plant, small_adapter};
 use crate::support::{Answer, Client, TestApp};
 use lorikeet_contract::TenantId;
-use lorikeet_contract::adapter::testing::{RandomAdapter, smollm2_135m};
+use lorikeet_contract::adapter::files::WEIGHTS_FILE;
+use lorikeet_contract::adapter::testing::smollm2_135m;
 use lorikeet_contract::link::{AdapterResource, AdapterState, ResourceKind};
 use prost::Message;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 /// The adapter's versions as nodes know them, oldest first.
 async fn published(app: &TestApp) -> Vec<AdapterResource> {
@@ -32,11 +34,7 @@ async fn switch(client: &Client<'_>, action: &str) -> Answer {
 async fn a_disabled_adapter_is_refused_in_every_version_also_those_that_come_until_it_is_enabled() {
     let plant = Plant::start().await;
     let ann = plant.app.sign_up("ann").await;
-    let files = |seed| {
-        let adapter = RandomAdapter { rank: 2, seed, ..RandomAdapter::default() };
-        files_of(adapter.files(&smollm2_135m()))
-    };
-    ann.push("pirate", &files(1), Ahead::Yes).await.unwrap();
+    ann.push("pirate", &small_adapter(1), Ahead::Yes).await.unwrap();
     plant.settle().await;
     plant.execute("update adapter_version set state = 'ready'", &[]).await;
     let served = published(&plant.app).await;
@@ -51,7 +49,7 @@ async fn a_disabled_adapter_is_refused_in_every_version_also_those_that_come_unt
     let shown = ann.get("/api/v1/adapters/pirate").await.body;
     assert_eq!((&shown["disabled"], &shown["serving_version"]), (&json!(true), &Value::Null));
 
-    ann.push("pirate", &files(2), Ahead::Yes).await.unwrap();
+    ann.push("pirate", &small_adapter(2), Ahead::Yes).await.unwrap();
     plant.settle().await;
     let both = published(&plant.app).await;
     assert_eq!(both.len(), 2);
@@ -78,8 +76,7 @@ async fn a_disabled_adapter_is_refused_in_every_version_also_those_that_come_unt
 async fn a_version_that_is_being_checked_is_refused_as_disabled_and_then_as_not_ready_again() {
     let plant = Plant::without_node().await;
     let ann = plant.app.sign_up("ann").await;
-    let adapter = RandomAdapter { rank: 2, ..RandomAdapter::default() };
-    let files = files_of(adapter.files(&smollm2_135m()));
+    let files = small_adapter(1);
     let started = ann.start_upload("pirate", &files, Ahead::No).await;
     ann.send_all_parts(&started.body, &files).await;
     assert_eq!(switch(&ann, "disable").await.status, StatusCode::NO_CONTENT);
@@ -93,12 +90,35 @@ async fn a_version_that_is_being_checked_is_refused_as_disabled_and_then_as_not_
     assert_eq!(published(&plant.app).await[0].state(), AdapterState::Pending);
 }
 
+/// Whoever switches an adapter holds its row, has read which versions nodes know, and is about to tell
+/// them: one that failed and was taken back in between would come again and stay.
+#[tokio::test]
+async fn a_version_cannot_fail_between_the_look_and_the_word_of_whoever_switches_its_adapter() {
+    let plant = Plant::without_node().await;
+    let ann = plant.app.sign_up("ann").await;
+    ann.complete_upload("pirate", &small_adapter(1)).await;
+    // The store loses the object; the attempt that finds out is the last.
+    let staged = plant.objects().into_iter().find(|k| k.ends_with(WEIGHTS_FILE)).unwrap();
+    std::fs::remove_file(plant.object(&staged)).unwrap();
+    plant.execute("update job set max_attempts = 1 where kind = 'verify_adapter'", &[]).await;
+
+    let mut owner = plant.app.owner().await;
+    let mut switching = owner.begin().await.unwrap();
+    sqlx::query("update adapter set disabled_at = now()").execute(&mut *switching).await.unwrap();
+    plant.report_base_model(&smollm2_135m()).await;
+    plant.until_somebody_waits_for_a_lock().await;
+    let version = ann.get("/api/v1/adapters/pirate/versions/1").await.body;
+    assert_eq!(version["state"], "verifying");
+    switching.commit().await.unwrap();
+    assert_eq!(ann.wait_for_version("pirate", 1).await["state"], "failed");
+    assert!(published(&plant.app).await.is_empty());
+}
+
 #[tokio::test]
 async fn nobody_else_can_switch_an_adapter_and_its_page_has_the_buttons() {
     let plant = Plant::start().await;
     let ann = plant.app.sign_up("ann").await;
-    let adapter = RandomAdapter { rank: 2, ..RandomAdapter::default() };
-    ann.push("pirate", &files_of(adapter.files(&smollm2_135m())), Ahead::Yes).await.unwrap();
+    ann.push("pirate", &small_adapter(1), Ahead::Yes).await.unwrap();
     let bob = plant.app.sign_up("bob").await;
     assert_eq!(switch(&bob, "disable").await.status, StatusCode::NOT_FOUND);
     assert_eq!(published(&plant.app).await[0].state(), AdapterState::Servable);

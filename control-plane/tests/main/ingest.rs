@@ -1,6 +1,6 @@
 //! Usage on its way into the ledger: nothing lost, nothing twice, whatever is sent again.
 
-use crate::nodes::{LinkProcess, Plane};
+use crate::plane::{LinkProcess, Plane};
 use lorikeet_contract::link::{
     FinishReason, USAGE_CURSOR_METADATA, UsageBatch, UsageKind, UsageRecord,
 };

@@ -1,6 +1,7 @@
 //! Limits that operators set on tenants, and how nodes learn of them.
 
-use crate::nodes::{LinkProcess, Node, Plane};
+use crate::nodes::Node;
+use crate::plane::{LinkProcess, Plane};
 use crate::support::{self, Client, PASSWORD, TestApp, options, send};
 use lorikeet_contract::TenantId;
 use lorikeet_contract::link::{Limits, ResourceKind, TenantResource};

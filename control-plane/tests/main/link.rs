@@ -1,7 +1,8 @@
 //! The link: what nodes are sent, what is kept of what they say.
 
 use crate::ingest::Log;
-use crate::nodes::{Attached, LinkProcess, Node, Plane, authorized, dial, signing_key, token};
+use crate::nodes::{Attached, Node, authorized, dial, token};
+use crate::plane::{LinkProcess, Plane, signing_key};
 use lorikeet_contract::link::control_message::Message;
 use lorikeet_contract::link::{
     Ack, AdapterResidency, Heartbeat, Hello, ResidencyReport, ResourceKind, Tier, TierUsage,

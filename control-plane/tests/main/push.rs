@@ -1,10 +1,13 @@
 //! A client that uploads adapters, and an application with an object store and a job worker.
 
-use crate::support::{Answer, Client, TestApp, send};
+use crate::support::{Answer, Client, TestApp, connect, send};
 use lorikeet_contract::BaseModelSpec;
+use lorikeet_contract::adapter::Dtype;
 use lorikeet_contract::adapter::files::{CONFIG_FILE, WEIGHTS_FILE};
-use lorikeet_contract::adapter::testing::{AdapterFiles, smollm2_135m};
+use lorikeet_contract::adapter::testing::{AdapterFiles, RandomAdapter, smollm2_135m};
+use lorikeet_contract::link::{AdapterResource, ResourceKind};
 use lorikeet_control_plane::jobs::{self, JobContext};
+use prost::Message;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -84,6 +87,30 @@ impl Plant {
         query.execute(&mut self.app.owner().await).await.unwrap().rows_affected()
     }
 
+    /// The version's resource as nodes get it; none when it is a tombstone or was never published.
+    pub async fn resource(&self, version: &Value) -> Option<AdapterResource> {
+        let payload: Option<Option<Vec<u8>>> =
+            sqlx::query_scalar("select payload from manifest_change where kind = $1 and id = $2")
+                .bind(ResourceKind::Adapter as i32)
+                .bind(version["version_id"].as_str().unwrap())
+                .fetch_optional(&mut self.app.owner().await)
+                .await
+                .unwrap();
+        Some(AdapterResource::decode(payload??.as_slice()).unwrap())
+    }
+
+    /// Until a transaction waits for a row that another one holds.
+    pub async fn until_somebody_waits_for_a_lock(&self) {
+        let waits = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'
+                     and datname = current_database()";
+        let mut looking = connect("postgres", &self.app.database).await;
+        let started = Instant::now();
+        while sqlx::query_scalar::<_, i64>(waits).fetch_one(&mut looking).await.unwrap() == 0 {
+            assert!(started.elapsed() < PATIENCE, "nobody waits for a lock");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     pub fn object(&self, key: &str) -> PathBuf {
         self.store.path().join(BUCKET).join(key)
     }
@@ -129,6 +156,17 @@ impl Plant {
 
 /// The files of an upload, by name.
 pub type Files = BTreeMap<String, Vec<u8>>;
+
+pub fn small_adapter(seed: u64) -> Files {
+    let adapter = RandomAdapter { rank: 2, seed, ..RandomAdapter::default() };
+    files_of(adapter.files(&smollm2_135m()))
+}
+
+/// More than one part.
+pub fn large_adapter() -> Files {
+    let adapter = RandomAdapter { rank: 64, dtype: Dtype::F32, ..RandomAdapter::default() };
+    files_of(adapter.files(&smollm2_135m()))
+}
 
 pub fn files_of(adapter: AdapterFiles) -> Files {
     Files::from([
@@ -179,6 +217,14 @@ impl Client<'_> {
 
     pub async fn put(&self, path: &str, body: Value) -> Answer {
         send(self.request(Method::PUT, path).json(&body)).await
+    }
+
+    /// Sends an upload of `name` whole: it is to be checked next.
+    pub async fn complete_upload(&self, name: &str, files: &Files) -> Answer {
+        let started = self.start_upload(name, files, Ahead::Yes).await.body;
+        self.send_all_parts(&started, files).await;
+        let upload = started["upload_id"].as_str().unwrap();
+        self.post(&format!("/api/v1/uploads/{upload}/complete"), json!({})).await
     }
 
     pub async fn send_all_parts(&self, started: &Value, files: &Files) {

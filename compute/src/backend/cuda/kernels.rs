@@ -13,32 +13,36 @@ use std::ffi::{CString, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub const PRELUDE: &str = include_str!("kernels/prelude.cuh");
+/// A file of sources, and what is built in of it.
+type Part = (&'static str, &'static str);
 
-/// File, source, and the kernels in it.
-const FILES: [(&str, &str, &[KernelId]); 14] = [
-    ("copy_plan.cu", include_str!("kernels/copy_plan.cu"), &[KernelId::CopyPlan]),
-    ("embed.cu", include_str!("kernels/embed.cu"), &[KernelId::Embed, KernelId::Gather]),
-    ("norm.cu", include_str!("kernels/norm.cu"), &[KernelId::RmsNorm]),
-    ("lora_shrink.cu", include_str!("kernels/lora_shrink.cu"), &[KernelId::LoraShrink]),
-    ("rope_kv.cu", include_str!("kernels/rope_kv.cu"), &[KernelId::RopeKv]),
-    ("attention.cu", include_str!("kernels/attention.cu"), &[KernelId::Attention]),
-    (
-        "attention_decode.cu",
-        include_str!("kernels/attention_decode.cu"),
-        &[KernelId::AttentionDecode],
-    ),
-    (
-        "few_rows.cu",
-        include_str!("kernels/few_rows.cu"),
-        &[KernelId::FewRowsBf16, KernelId::FewRowsF32],
-    ),
-    ("quantise.cu", include_str!("kernels/quantise.cu"), &[KernelId::Quantise]),
-    ("silu_mul.cu", include_str!("kernels/silu_mul.cu"), &[KernelId::SiluMul]),
-    ("residual.cu", include_str!("kernels/residual.cu"), &[KernelId::Residual]),
-    ("sample.cu", include_str!("kernels/sample.cu"), &[KernelId::Sample]),
-    ("dora_gain.cu", include_str!("kernels/dora_gain.cu"), &[KernelId::DoraGain]),
-    ("fill.cu", include_str!("kernels/fill.cu"), &[KernelId::Fill]),
+macro_rules! part {
+    ($file:literal) => {
+        ($file, include_str!(concat!("kernels/", $file)))
+    };
+}
+
+pub const PRELUDE: Part = part!("prelude.cuh");
+const EXPAND: Part = part!("expand.cuh");
+const KV: Part = part!("kv.cuh");
+const ORDER: Part = part!("order.cuh");
+
+/// What a file needs beside the prelude, the file, and the kernels in it.
+const FILES: [(&[Part], Part, &[KernelId]); 14] = [
+    (&[], part!("copy_plan.cu"), &[KernelId::CopyPlan]),
+    (&[], part!("embed.cu"), &[KernelId::Embed, KernelId::Gather]),
+    (&[], part!("norm.cu"), &[KernelId::RmsNorm]),
+    (&[], part!("lora_shrink.cu"), &[KernelId::LoraShrink]),
+    (&[EXPAND, KV], part!("rope_kv.cu"), &[KernelId::RopeKv]),
+    (&[KV], part!("attention.cu"), &[KernelId::Attention]),
+    (&[KV], part!("attention_decode.cu"), &[KernelId::AttentionDecode]),
+    (&[], part!("few_rows.cu"), &[KernelId::FewRowsBf16, KernelId::FewRowsF32]),
+    (&[], part!("quantise.cu"), &[KernelId::Quantise]),
+    (&[EXPAND], part!("silu_mul.cu"), &[KernelId::SiluMul]),
+    (&[EXPAND], part!("residual.cu"), &[KernelId::Residual]),
+    (&[ORDER], part!("sample.cu"), &[KernelId::Sample]),
+    (&[], part!("dora_gain.cu"), &[KernelId::DoraGain]),
+    (&[], part!("fill.cu"), &[KernelId::Fill]),
 ];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,15 +156,13 @@ unsafe impl Sync for Kernels {}
 /// What to compile. Files of the folder take the place of those built in, so that a kernel can be
 /// worked on without building the program anew.
 pub fn sources(target: Target, folder: Option<&Path>) -> Vec<Source> {
-    let text = |file: &str, built_in: &str| {
+    let text = |&(file, built_in): &Part| {
         let other = folder.and_then(|folder| std::fs::read_to_string(folder.join(file)).ok());
-        other.unwrap_or_else(|| built_in.to_owned())
+        format!("#line 1 \"{file}\"\n{}", other.as_deref().unwrap_or(built_in))
     };
-    let prelude = text("prelude.cuh", PRELUDE);
-    let source = |&(file, source, _): &(&'static str, &str, &[KernelId])| Source {
-        file,
-        source: format!("{prelude}#line 1 \"{file}\"\n{}", text(file, source)),
-        defines: defines(target),
+    let source = |(needs, own, _): &(&[Part], Part, &[KernelId])| {
+        let parts = [&[PRELUDE], *needs, &[*own]].concat();
+        Source { file: own.0, source: parts.iter().map(text).collect(), defines: defines(target) }
     };
     FILES.iter().map(source).collect()
 }

@@ -23,8 +23,6 @@
 #define VALUE_ROW STRIDE
 // Values of 16 bytes.
 #define PIECE (128 / KV_BITS)
-// The score of a token that is not seen.
-#define NOTHING __int_as_float(0xff800000)
 
 struct AttentionItem {
     u32 first_row;

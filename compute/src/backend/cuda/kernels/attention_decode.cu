@@ -11,8 +11,6 @@
 #define KEY_CHUNKS (HEAD_DIM / 32)
 #define VALUE_TILES (HEAD_DIM / 16)
 #define HEADS 8
-// The score of a token that is not seen.
-#define NOTHING __int_as_float(0xff800000)
 
 struct DecodeItem {
     u32 row;
@@ -41,16 +39,6 @@ __device__ __forceinline__ u32 transposed(u32 pair) {
     u32 out;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
     return out;
-}
-
-// Over the 8 lanes that hold the same heads.
-__device__ __forceinline__ float over_tokens(float v, bool max) {
-#pragma unroll
-    for (int offset = 4; offset < 32; offset *= 2) {
-        const float other = __shfl_xor_sync(0xffffffffu, v, offset);
-        v = max ? fmaxf(v, other) : v + other;
-    }
-    return v;
 }
 
 // A head's keys or values of one block, and the scales of them all; null where there are none.
@@ -129,7 +117,7 @@ __device__ __forceinline__ void attend(
     float factor[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-        const float max = fmaxf(acc.max[h], over_tokens(fmaxf(scores[h], scores[2 + h]), true));
+        const float max = fmaxf(acc.max[h], over_g<true>(fmaxf(scores[h], scores[2 + h])));
         factor[h] = power_of_two(acc.max[h] - max);
         acc.max[h] = max;
         scores[h] = power_of_two(scores[h] - max);
@@ -215,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-            acc.sum[h] = over_tokens(acc.sum[h], false);
+            acc.sum[h] = over_g<false>(acc.sum[h]);
             if (g == 0) {
                 shared_sums[warp][2 * q + h] = make_float2(acc.max[h], acc.sum[h]);
             }

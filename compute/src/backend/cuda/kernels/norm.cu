@@ -85,10 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(
         for (int p = 0; p < PIECES; ++p) {
             const u32 i = (p * THREADS + threadIdx.x) * 8;
             if (i < width) {
-                const float(&v)[8] = values[p];
-                *(uint2*)(x8 + ((u64)r * width + i) / 4) = make_uint2(
-                    to_e4m3x4(v[0] * to_8, v[1] * to_8, v[2] * to_8, v[3] * to_8),
-                    to_e4m3x4(v[4] * to_8, v[5] * to_8, v[6] * to_8, v[7] * to_8));
+                *(uint2*)(x8 + ((u64)r * width + i) / 4) = to_e4m3x8(values[p], to_8);
             }
         }
 #endif

@@ -46,9 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) quantise(
         for (u32 i = threadIdx.x; i < width / 8; i += THREADS) {
             float v[8];
             unpack8(from[i], v);
-            to[i] = make_uint2(
-                to_e4m3x4(v[0] * factor, v[1] * factor, v[2] * factor, v[3] * factor),
-                to_e4m3x4(v[4] * factor, v[5] * factor, v[6] * factor, v[7] * factor));
+            to[i] = to_e4m3x8(v, factor);
         }
     }
 }

@@ -36,16 +36,6 @@ struct Heads {
     u32 unused;
 };
 
-// Over the 8 lanes that hold the same row.
-template <bool MAX> __device__ __forceinline__ float over_head(float v) {
-#pragma unroll
-    for (int offset = 4; offset < 32; offset *= 2) {
-        const float other = __shfl_xor_sync(0xffffffffu, v, offset);
-        v = MAX ? fmaxf(v, other) : v + other;
-    }
-    return v;
-}
-
 __device__ __forceinline__ void normalise(float (&values)[PARTS][8], const float* norm, float eps) {
     const int g = threadIdx.x % 32 / 4;
     float sum = 0.0f;
@@ -53,7 +43,7 @@ __device__ __forceinline__ void normalise(float (&values)[PARTS][8], const float
     for (int i = 0; i < PARTS * 8; ++i) {
         sum += values[i / 8][i % 8] * values[i / 8][i % 8];
     }
-    const float scale = rsqrtf(over_head<false>(sum) / HEAD_DIM + eps);
+    const float scale = rsqrtf(over_g<false>(sum) / HEAD_DIM + eps);
 #pragma unroll
     for (int i = 0; i < PARTS * 8; ++i) {
         values[i / 8][i % 8] *= scale * norm[i / 8 * COLUMNS + 8 * g + i % 8];
@@ -74,7 +64,7 @@ __device__ __forceinline__ void store_key(const Place& at, const float (&values)
         kv_t* const to = at.head + at.token * HEAD_DIM + part * COLUMNS + 8 * g;
         const float(&v)[8] = values[part];
 #if KV_BITS == 8
-        *(uint2*)to = make_uint2(to_e4m3x4(v[0], v[1], v[2], v[3]), to_e4m3x4(v[4], v[5], v[6], v[7]));
+        *(uint2*)to = to_e4m3x8(v, 1.0f);
 #else
         *(uint4*)to = pack8(v);
 #endif
@@ -112,7 +102,7 @@ __device__ __forceinline__ u32 scale_head(float (&values)[PARTS][8]) {
     for (int i = 0; i < PARTS * 8; ++i) {
         most = fmaxf(most, fabsf(values[i / 8][i % 8]));
     }
-    const int exponent = (int)(__float_as_uint(over_head<true>(most)) >> 23);
+    const int exponent = (int)(__float_as_uint(over_g<true>(most)) >> 23);
     const u32 kept = min(max(exponent - 127 - 7 + 15, 1), 30);
     const float factor = __uint_as_float((142 - kept) << 23);
 #pragma unroll

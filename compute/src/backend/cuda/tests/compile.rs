@@ -47,7 +47,7 @@ fn host_and_kernels_agree_on_what_lies_in_device_memory() {
         compiled.unwrap_or_else(|error| panic!("{error}"));
     };
     check(
-        PRELUDE.into(),
+        PRELUDE.1.into(),
         &[
             ("sizeof(Row)", size_of::<Row>()),
             ("sizeof(Tile)", size_of::<Tile>()),

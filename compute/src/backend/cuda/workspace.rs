@@ -4,11 +4,10 @@ use super::device::{Device, DeviceMemory, DevicePointer, PinnedMemory, Stream};
 use super::error::CudaError;
 use super::kernels::{CopyPlan, Kernel, Kernels, PLAN_PARTS, PlanParts, Start};
 use super::layout::{
-    AttentionItem, DecodeItem, Draw, Edit, Row, StepCounts, TOP_LOGPROBS, Tile, Z_STRIDE,
+    AttentionItem, DecodeItem, Draw, Edit, Group, Row, StepCounts, TOP_LOGPROBS, Tile, Z_STRIDE,
 };
 use super::plan::{MAX_PARTIALS, StepPlan};
 use crate::backend::HostBuffer;
-use crate::backend::cuda::layout::Group;
 use lorikeet_contract::BaseModelSpec;
 use std::sync::Arc;
 
@@ -51,7 +50,7 @@ pub struct Buffers {
     pub logprobs: DevicePointer,
     pub top_ids: DevicePointer,
     pub top_logprobs: DevicePointer,
-    _memory: DeviceMemory,
+    _memory: Option<DeviceMemory>,
 }
 
 impl Buffers {
@@ -60,87 +59,51 @@ impl Buffers {
         spec: &BaseModelSpec,
         max_rows: u32,
     ) -> Result<Self, CudaError> {
+        let (_, bytes) = Self::laid_out(0, spec, max_rows);
+        let memory = device.allocate("device memory for activations", bytes)?;
+        let (buffers, _) = Self::laid_out(memory.address(), spec, max_rows);
+        Ok(Self { _memory: Some(memory), ..buffers })
+    }
+
+    /// Addresses from `first` on, and the bytes that they take.
+    fn laid_out(first: DevicePointer, spec: &BaseModelSpec, max_rows: u32) -> (Self, u64) {
         let rows = u64::from(max_rows);
         let hidden = u64::from(spec.hidden_size);
         let queries = u64::from(spec.num_heads * spec.head_dim);
         let widest = Group::ALL.iter().map(|g| u64::from(g.shape(spec).0)).max().unwrap_or(0);
         let longest = Group::ALL.iter().map(|g| u64::from(g.shape(spec).1)).max().unwrap_or(0);
-        let z = u64::from(Z_STRIDE);
         let parts = u64::from(MAX_PARTIALS.max(max_rows)) * u64::from(spec.num_heads);
         let logit_rows = u64::from(LOGIT_ROWS.min(max_rows));
-        let top = rows * u64::from(TOP_LOGPROBS) * 4;
-        let sizes = [
-            rows * hidden * 4,
-            rows * hidden * 2,
-            rows * longest,
-            rows * 4,
-            rows * widest * 2,
-            rows * z * 2,
-            rows * queries * 2,
-            rows * queries * 2,
-            rows * u64::from(spec.intermediate_size) * 2,
-            parts * u64::from(spec.head_dim) * 4,
-            parts * 8,
-            rows * u64::from(spec.num_kv_heads) * 4,
-            8,
-            logit_rows * hidden * 2,
-            logit_rows * u64::from(spec.vocab_size) * 4,
-            rows * 4,
-            rows * 4,
-            top,
-            top,
-        ];
-        let total = sizes.iter().map(|s| s.next_multiple_of(256)).sum();
-        let memory = device.allocate("device memory for activations", total)?;
-        let mut next = memory.address();
-        let addresses = sizes.map(|size| {
-            let address = next;
-            next += size.next_multiple_of(256);
+        let top = rows * u64::from(TOP_LOGPROBS);
+        let mut bytes = 0;
+        let mut take = |count: u64, size: u64| {
+            let address = first + bytes;
+            bytes += (count * size).next_multiple_of(256);
             address
-        });
-        let [
-            hidden,
-            x,
-            x8,
-            x_scales,
-            y,
-            z,
-            queries,
-            context,
-            activation,
-            partial_out,
-            partial_sums,
-            finished_parts,
-            queue,
-            gathered,
-            logits,
-            tokens,
-            logprobs,
-            top_ids,
-            top_logprobs,
-        ] = addresses;
-        Ok(Self {
-            hidden,
-            x,
-            x8,
-            x_scales,
-            y,
-            z,
-            queries,
-            context,
-            activation,
-            partial_out,
-            partial_sums,
-            finished_parts,
-            queue,
-            gathered,
-            logits,
-            tokens,
-            logprobs,
-            top_ids,
-            top_logprobs,
-            _memory: memory,
-        })
+        };
+        let buffers = Self {
+            hidden: take(rows * hidden, 4),
+            x: take(rows * hidden, 2),
+            x8: take(rows * longest, 1),
+            x_scales: take(rows, 4),
+            y: take(rows * widest, 2),
+            z: take(rows * u64::from(Z_STRIDE), 2),
+            queries: take(rows * queries, 2),
+            context: take(rows * queries, 2),
+            activation: take(rows * u64::from(spec.intermediate_size), 2),
+            partial_out: take(parts * u64::from(spec.head_dim), 4),
+            partial_sums: take(parts, 8),
+            finished_parts: take(rows * u64::from(spec.num_kv_heads), 4),
+            queue: take(1, 8),
+            gathered: take(logit_rows * hidden, 2),
+            logits: take(logit_rows * u64::from(spec.vocab_size), 4),
+            tokens: take(rows, 4),
+            logprobs: take(rows, 4),
+            top_ids: take(top, 4),
+            top_logprobs: take(top, 4),
+            _memory: None,
+        };
+        (buffers, bytes)
     }
 }
 

@@ -231,11 +231,11 @@ impl StepPlan {
     /// 1 + the place of the mask.
     fn add_mask(&mut self, allowed: &TokenMask, vocabulary: u32) -> u32 {
         let each = vocabulary.div_ceil(32) as usize;
-        let words = &allowed.words()[..allowed.words().len().min(each)];
-        self.masks.extend(words);
+        let end = self.masks.len() + each;
+        self.masks.extend(allowed.words().iter().take(each));
         // What is beyond a mask's end is not in it.
-        self.masks.resize(self.masks.len().next_multiple_of(each), 0);
-        (self.masks.len() / each) as u32
+        self.masks.resize(end, 0);
+        (end / each) as u32
     }
 
     fn count(&mut self) {

@@ -117,8 +117,8 @@ fn a_previous_sample_is_read_where_the_last_step_left_it() {
 #[test]
 fn each_masked_row_has_a_bit_for_every_token_of_the_vocabulary() {
     let words = limits().spec.vocab_size.div_ceil(32) as usize;
-    let mut batch = batch(&[(5, 1, None), (9, 1, None), (3, 1, None)]);
-    let masks = [Some(vec![1, 2]), None, Some(vec![7; words + 3])];
+    let mut batch = batch(&[(5, 1, None), (9, 1, None), (3, 1, None), (4, 1, None)]);
+    let masks = [Some(vec![1, 2]), None, Some(vec![7; words + 3]), Some(vec![])];
     for (sequence, mask) in batch.sequences.iter_mut().zip(&masks) {
         sequence.sample = Some(SampleRequest {
             params: SamplingParams::default(),
@@ -129,8 +129,9 @@ fn each_masked_row_has_a_bit_for_every_token_of_the_vocabulary() {
         });
     }
     let plan = build(&batch);
-    assert_eq!(plan.draws.iter().map(|d| d.mask).collect::<Vec<_>>(), [1, 0, 2]);
-    let (short, long) = plan.masks.split_at(words);
+    assert_eq!(plan.draws.iter().map(|d| d.mask).collect::<Vec<_>>(), [1, 0, 2, 3]);
+    let [short, long, empty] = std::array::from_fn(|i| &plan.masks[i * words..(i + 1) * words]);
     assert_eq!((&short[..2], short[2..].iter().max()), (&[1, 2][..], Some(&0)));
     assert_eq!(long, vec![7; words]);
+    assert_eq!(empty, vec![0; words]);
 }

@@ -2,6 +2,7 @@
 //! broken uploads. `data/` holds everything but the weights of `kettles` (12 MB); a full kit beside
 //! the checkout (`../shared/kit`) or in `LORIKEET_KIT` is preferred, and then nothing may be skipped.
 
+pub mod allocations;
 pub mod compare;
 pub mod exposition;
 mod pack;

@@ -11,36 +11,13 @@ use lorikeet_compute::backend::cuda::check::{AdapterShape, random_adapter, rando
 use lorikeet_compute::backend::{Backend, HostAdapter, HostAllocator};
 use lorikeet_contract::adapter::Dtype;
 use lorikeet_contract::{BaseModelSpec, Linear, WeightsDigest};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use lorikeet_kit::allocations;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::{mpsc, watch};
 
-/// The system's allocator, with a count for each thread: tests run beside one another.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
 #[global_allocator]
-static COUNTING: Counting = Counting;
-
-// SAFETY: forwards everything to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that is ending has no count any more.
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: forwarded from the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: forwarded from the caller.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+static COUNTING: allocations::Counting = allocations::Counting;
 
 fn spec() -> BaseModelSpec {
     BaseModelSpec {
@@ -124,9 +101,9 @@ fn a_step_that_fills_no_block_allocates_nothing() {
             let tokens = prompt.len() + reader.tokens.len();
             (tokens + 1) % block <= 2
         });
-        let before = ALLOCATIONS.get();
+        let before = allocations::count();
         engine.step(Instant::now()).expect("a step");
-        let allocated = ALLOCATIONS.get() - before;
+        let allocated = allocations::count() - before;
         readers.iter_mut().for_each(|reader| reader.read());
         if step == 0 {
             assert!(allocated > 0, "the count does not work");

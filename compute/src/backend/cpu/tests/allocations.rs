@@ -8,33 +8,10 @@ use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::backend::{
     AdapterSlot, Backend, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
 };
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
-/// The system's allocator, with a count for each thread: tests run beside one another.
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
+use lorikeet_kit::allocations;
 
 #[global_allocator]
-static COUNTING: Counting = Counting;
-
-// SAFETY: forwards everything to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that is ending has no count any more.
-        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-        // SAFETY: forwarded from the caller.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: forwarded from the caller.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
+static COUNTING: allocations::Counting = allocations::Counting;
 
 /// Sequence i has the adapter of slot i mod 3, or none, and is at `position`.
 fn batch(slots: &[AdapterSlot], count: u64, position: u32, tokens: usize, step: u64) -> StepBatch {
@@ -69,12 +46,12 @@ fn a_step_like_one_before_it_allocates_nothing() {
     let mut run = |position, tokens| {
         step += 1;
         let batch = batch(&slots, 40, position, tokens, step);
-        let before = ALLOCATIONS.get();
+        let before = allocations::count();
         let ticket = driver.backend.submit(&batch).expect("a step");
         let output = driver.backend.collect(ticket).expect("an output");
         assert!(output.sequences.iter().all(|sequence| sequence.sampled.is_some()));
         driver.backend.recycle(output);
-        ALLOCATIONS.get() - before
+        allocations::count() - before
     };
     let first = run(0, 9);
     assert!(first > 0, "the count does not work");

@@ -78,9 +78,9 @@ pub struct SampleRequest {
     /// Number of tokens already generated: with the seed it fixes the random draw.
     pub output_index: u32,
     /// Applied to the logits before the draw; each token at most once. Log probabilities are those of
-    /// the logits as the model gave them. Empty unless [`Backend::edits_logits`](super::Backend).
+    /// the logits as the model gave them.
     pub edits: Vec<LogitEdit>,
-    /// Only these are drawn. None: any token. None unless [`Backend::masks_tokens`](super::Backend).
+    /// Only these are drawn. None: any token.
     pub allowed: Option<Arc<TokenMask>>,
     /// Log probabilities of this many most likely tokens, beside the chosen one's. None: none at all.
     pub logprobs: Option<u8>,

@@ -136,12 +136,6 @@ pub trait Backend: Send {
 
     fn capacity(&self) -> Capacity;
 
-    /// True when it applies [`SampleRequest::edits`]. Requests that need them are refused otherwise.
-    fn edits_logits(&self) -> bool;
-
-    /// True when it applies [`SampleRequest::allowed`]. Requests that need it are refused otherwise.
-    fn masks_tokens(&self) -> bool;
-
     /// True when it answers [`LogitsWanted::Scores`]. Requests that need it are refused otherwise.
     fn scores_tokens(&self) -> bool {
         false

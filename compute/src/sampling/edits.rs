@@ -33,17 +33,8 @@ impl Default for LogitRules {
 }
 
 impl LogitRules {
-    /// A parameter that asks for a change, by its name in the API.
-    pub fn in_use(&self) -> Option<&'static str> {
-        [
-            (self.presence_penalty != 0.0, "presence_penalty"),
-            (self.frequency_penalty != 0.0, "frequency_penalty"),
-            (self.repetition_penalty != 1.0, "repetition_penalty"),
-            (!self.bias.is_empty(), "logit_bias"),
-            (self.min_tokens > 0, "min_tokens"),
-        ]
-        .into_iter()
-        .find_map(|(used, name)| used.then_some(name))
+    fn asks_for_edits(&self) -> bool {
+        self.counts_tokens() || !self.bias.is_empty() || self.min_tokens > 0
     }
 
     fn counts_tokens(&self) -> bool {
@@ -94,7 +85,9 @@ struct Reason {
 impl LogitEditor {
     /// `end_tokens` are those that end the sequence. None when there will never be an edit.
     pub fn new(rules: LogitRules, prompt: &[u32], end_tokens: &[u32]) -> Option<Self> {
-        rules.in_use()?;
+        if !rules.asks_for_edits() {
+            return None;
+        }
         let mut editor = Self {
             edits: Vec::new(),
             reasons: Vec::new(),

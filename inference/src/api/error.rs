@@ -276,9 +276,6 @@ impl From<RequestError> for ApiError {
             RequestError::NoPromptScores => {
                 Self::invalid("echo", format!("{error}: leave `echo` or `logprobs` out."))
             }
-            RequestError::Unsupported(param) => {
-                Self::invalid(param, format!("{error}: leave it out."))
-            }
             too_large @ RequestError::TooLarge { .. } => {
                 Self::Invalid { message: format!("{too_large}."), param: None }
             }

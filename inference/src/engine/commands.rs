@@ -86,21 +86,12 @@ impl Engine {
             // It came through the door while that was being closed.
             return refuse(&submission.request, "the node is shutting down");
         }
-        if let Some(parameter) = submission.request.rules.in_use()
-            && !self.backend.edits_logits()
+        if let Some(guide) = &submission.request.guide
+            && let Err(error) = self.mask_pool()
         {
-            return fail(&submission.request, RequestError::Unsupported(parameter));
-        }
-        if let Some(guide) = &submission.request.guide {
-            if !self.backend.masks_tokens() {
-                let error = RequestError::Unsupported(guide.parameter);
-                return fail(&submission.request, error);
-            }
-            if let Err(error) = self.mask_pool() {
-                tracing::error!(%error, "no threads for grammars");
-                let (parameter, error) = (guide.parameter, GuidanceError::Internal);
-                return fail(&submission.request, RequestError::Guidance { parameter, error });
-            }
+            tracing::error!(%error, "no threads for grammars");
+            let (parameter, error) = (guide.parameter, GuidanceError::Internal);
+            return fail(&submission.request, RequestError::Guidance { parameter, error });
         }
         if submission.request.scores_prompt && !self.backend.scores_tokens() {
             return fail(&submission.request, RequestError::NoPromptScores);

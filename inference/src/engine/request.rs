@@ -22,10 +22,8 @@ pub struct EngineRequest {
     pub adapter: Option<Arc<AdapterManifest>>,
     pub prompt: Vec<u32>,
     pub params: SamplingParams,
-    /// Needs a backend that [edits logits](lorikeet_compute::backend::Backend::edits_logits), or the request fails.
     pub rules: LogitRules,
-    /// The grammar to follow. Needs a backend that [masks tokens](lorikeet_compute::backend::Backend::masks_tokens),
-    /// or the request fails.
+    /// The grammar to follow.
     pub guide: Option<Guide>,
     pub max_tokens: u32,
     /// End the sequence when drawn; the token itself is reported and counted.
@@ -98,8 +96,6 @@ pub enum RequestError {
     /// Its adapter was there, or it wanted none.
     #[error("the request did not begin within {seconds} s")]
     QueueTimeout { seconds: u64 },
-    #[error("the node's device does not support `{0}`")]
-    Unsupported(&'static str),
     #[error("{error}")]
     Guidance { parameter: &'static str, error: GuidanceError },
     #[error("the node's device gives no log probabilities of a prompt")]

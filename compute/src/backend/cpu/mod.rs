@@ -212,14 +212,6 @@ impl<T: Element> Backend for CpuBackend<T> {
         }
     }
 
-    fn edits_logits(&self) -> bool {
-        true
-    }
-
-    fn masks_tokens(&self) -> bool {
-        true
-    }
-
     fn scores_tokens(&self) -> bool {
         true
     }

@@ -303,14 +303,6 @@ impl Backend for CudaBackend {
         self.capacity
     }
 
-    fn edits_logits(&self) -> bool {
-        true
-    }
-
-    fn masks_tokens(&self) -> bool {
-        true
-    }
-
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
         Arc::new(self.pinned.clone())
     }

@@ -213,14 +213,6 @@ impl Backend for SimBackend {
         self.config.capacity
     }
 
-    fn edits_logits(&self) -> bool {
-        true
-    }
-
-    fn masks_tokens(&self) -> bool {
-        true
-    }
-
     fn scores_tokens(&self) -> bool {
         true
     }

@@ -12,6 +12,7 @@ use super::workspace::LOGIT_ROWS;
 
 /// Larger steps are launched one by one: they keep the device busy for longer than that takes.
 const MAX_GRAPH_ROWS: u32 = 2048;
+
 /// What a recorded graph depends on; never on which adapters a step has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct GraphKey {

@@ -103,6 +103,19 @@ impl Device {
     }
 }
 
+/// Hands out addresses of one allocation, in order. From 0 on it tells how much memory is needed.
+pub struct Cursor {
+    pub next: DevicePointer,
+}
+
+impl Cursor {
+    pub fn take(&mut self, bytes: u64) -> DevicePointer {
+        let address = self.next;
+        self.next += bytes.next_multiple_of(256);
+        address
+    }
+}
+
 pub struct DeviceMemory {
     device: Arc<Device>,
     address: DevicePointer,

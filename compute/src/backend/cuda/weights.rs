@@ -1,7 +1,7 @@
 //! The base model in device memory: linears that read the same input stand one below the other,
 //! row-major as cublasLt takes them.
 
-use super::device::{Device, DeviceMemory, DevicePointer, Stream};
+use super::device::{Cursor, Device, DeviceMemory, DevicePointer, Stream};
 use super::error::CudaError;
 use super::kernels::{Fill, Heads, Kernels, Quantise, Start};
 use super::layout::Group;
@@ -77,22 +77,8 @@ impl DeviceLayer {
     }
 }
 
-/// Hands out addresses of one allocation, in order.
-struct Cursor {
-    next: DevicePointer,
-}
-
-const ALIGN: u64 = 256;
 /// Widest row that the norm keeps in registers.
 const MAX_HIDDEN: u32 = 8192;
-
-impl Cursor {
-    fn take(&mut self, bytes: u64) -> DevicePointer {
-        let address = self.next;
-        self.next += bytes.next_multiple_of(ALIGN);
-        address
-    }
-}
 
 impl DeviceWeights {
     /// Copies a loaded model.

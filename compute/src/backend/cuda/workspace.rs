@@ -1,6 +1,6 @@
 //! Device memory of a step, allocated once for the largest one: activations, and the plan.
 
-use super::device::{Device, DeviceMemory, DevicePointer, PinnedMemory, Stream};
+use super::device::{Cursor, Device, DeviceMemory, DevicePointer, PinnedMemory, Stream};
 use super::error::CudaError;
 use super::kernels::{CopyPlan, Kernel, Kernels, PLAN_PARTS, PlanParts, Start};
 use super::layout::{
@@ -59,14 +59,15 @@ impl Buffers {
         spec: &BaseModelSpec,
         max_rows: u32,
     ) -> Result<Self, CudaError> {
-        let (_, bytes) = Self::laid_out(0, spec, max_rows);
-        let memory = device.allocate("device memory for activations", bytes)?;
-        let (buffers, _) = Self::laid_out(memory.address(), spec, max_rows);
+        // Once without memory, to learn how much is needed.
+        let mut dry = Cursor { next: 0 };
+        Self::take(&mut dry, spec, max_rows);
+        let memory = device.allocate("device memory for activations", dry.next)?;
+        let buffers = Self::take(&mut Cursor { next: memory.address() }, spec, max_rows);
         Ok(Self { _memory: Some(memory), ..buffers })
     }
 
-    /// Addresses from `first` on, and the bytes that they take.
-    fn laid_out(first: DevicePointer, spec: &BaseModelSpec, max_rows: u32) -> (Self, u64) {
+    fn take(cursor: &mut Cursor, spec: &BaseModelSpec, max_rows: u32) -> Self {
         let rows = u64::from(max_rows);
         let hidden = u64::from(spec.hidden_size);
         let queries = u64::from(spec.num_heads * spec.head_dim);
@@ -75,13 +76,8 @@ impl Buffers {
         let parts = u64::from(MAX_PARTIALS.max(max_rows)) * u64::from(spec.num_heads);
         let logit_rows = u64::from(LOGIT_ROWS.min(max_rows));
         let top = rows * u64::from(TOP_LOGPROBS);
-        let mut bytes = 0;
-        let mut take = |count: u64, size: u64| {
-            let address = first + bytes;
-            bytes += (count * size).next_multiple_of(256);
-            address
-        };
-        let buffers = Self {
+        let mut take = |count: u64, size: u64| cursor.take(count * size);
+        Self {
             hidden: take(rows * hidden, 4),
             x: take(rows * hidden, 2),
             x8: take(rows * longest, 1),
@@ -102,8 +98,7 @@ impl Buffers {
             top_ids: take(top, 4),
             top_logprobs: take(top, 4),
             _memory: None,
-        };
-        (buffers, bytes)
+        }
     }
 }
 

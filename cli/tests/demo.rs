@@ -1,9 +1,9 @@
 //! `lorikeet demo` as a process: what it keeps, what it ends, what it refuses.
 
+use lorikeet_kit::ReservedPort;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::File;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 struct Demo {
     child: Child,
     facts: Value,
+    _ports: Vec<ReservedPort>,
 }
 
 impl Drop for Demo {
@@ -37,10 +38,12 @@ fn data(temp: &TempDir) -> PathBuf {
     temp.path().join("data")
 }
 
-fn command(data: &Path) -> Command {
+/// The ports are to be held as long as the demo runs.
+fn command(data: &Path) -> (Command, Vec<ReservedPort>) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lorikeet"));
     command.arg("demo").arg("--data").arg(data).stdin(Stdio::null());
     command.arg("--model").arg(lorikeet_kit::model_path());
+    let mut ports = Vec::new();
     for flag in [
         "--control-plane-port",
         "--node-port",
@@ -49,18 +52,19 @@ fn command(data: &Path) -> Command {
         "--control-plane-metrics-port",
         "--node-metrics-port",
     ] {
-        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        command.arg(flag).arg(free.to_string());
+        let port = ReservedPort::new().unwrap();
+        command.arg(flag).arg(port.number().to_string());
+        ports.push(port);
     }
-    command
+    (command, ports)
 }
 
 fn start(temp: &TempDir) -> Demo {
     let log = temp.path().join("log");
     let file = File::create(&log).unwrap();
-    let child =
-        command(&data(temp)).stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
-    let mut demo = Demo { child, facts: Value::Null };
+    let (mut command, ports) = command(&data(temp));
+    let child = command.stdout(file.try_clone().unwrap()).stderr(file).spawn().unwrap();
+    let mut demo = Demo { child, facts: Value::Null, _ports: ports };
     until(|| {
         let text = std::fs::read_to_string(&log).unwrap();
         assert!(demo.child.try_wait().unwrap().is_none(), "{text}");
@@ -93,7 +97,7 @@ fn a_demo_killed_with_9_takes_its_parts_along_and_starts_again_with_the_same_key
     assert_eq!(mode & 0o777, 0o600);
     assert_eq!(first.pids().len(), 4);
 
-    let second = command(&data(&temp)).output().unwrap();
+    let second = command(&data(&temp)).0.output().unwrap();
     let refusal = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(refusal.contains("already runs"), "{refusal}");
 
@@ -109,7 +113,7 @@ fn a_demo_killed_with_9_takes_its_parts_along_and_starts_again_with_the_same_key
     assert!(!pids.into_iter().any(runs), "Ctrl-C leaves nothing running");
     assert!(!data(&temp).join("demo.json").exists());
 
-    let reset = command(&data(&temp)).arg("--reset").output().unwrap();
+    let reset = command(&data(&temp)).0.arg("--reset").output().unwrap();
     let question = String::from_utf8_lossy(&reset.stderr).into_owned();
     assert!(!reset.status.success() && question.contains("--yes"), "{question}");
     assert!(data(&temp).join("state.json").exists(), "nothing was deleted unasked");

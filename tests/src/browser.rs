@@ -1,9 +1,9 @@
 //! A real Chromium, driven over WebDriver.
 
-use crate::demo::free_port;
 use anyhow::{Context, Result, bail};
 use fantoccini::elements::Element;
 use fantoccini::{Client, ClientBuilder, Locator};
+use lorikeet_kit::ReservedPort;
 use serde_json::json;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -16,13 +16,14 @@ pub struct Browser {
     driver: Child,
     pub client: Client,
     _profile: tempfile::TempDir,
+    _port: ReservedPort,
 }
 
 impl Browser {
     pub async fn start() -> Result<Self> {
-        let port = free_port()?;
+        let port = ReservedPort::new()?;
         let driver = Command::new("chromedriver")
-            .arg(format!("--port={port}"))
+            .arg(format!("--port={}", port.number()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -32,7 +33,7 @@ impl Browser {
         let started = Instant::now();
         let mut browser = None;
         while browser.is_none() {
-            match connect(port, profile.path()).await {
+            match connect(port.number(), profile.path()).await {
                 Ok(client) => browser = Some(client),
                 Err(e) if started.elapsed() > WAIT => {
                     return Err(e).context("connecting to chromedriver");
@@ -41,7 +42,7 @@ impl Browser {
             }
         }
         let client = browser.context("a browser")?;
-        Ok(Self { driver, client, _profile: profile })
+        Ok(Self { driver, client, _profile: profile, _port: port })
     }
 
     pub async fn go(&self, url: &str) -> Result<()> {

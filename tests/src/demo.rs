@@ -1,10 +1,10 @@
 //! `lorikeet demo` under test.
 
 use anyhow::{Context, Result, bail, ensure};
+use lorikeet_kit::ReservedPort;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -54,6 +54,8 @@ pub struct Demo {
     /// Parts that were restarted here, by name.
     restarted: BTreeMap<String, Child>,
     dir: tempfile::TempDir,
+    /// Its parts listen on them, also when they are started again.
+    ports: Vec<ReservedPort>,
     pub facts: Facts,
 }
 
@@ -78,6 +80,7 @@ impl Demo {
         let log = std::fs::File::create(dir.path().join("demo.log"))?;
         let mut command = Command::new(binary()?);
         command.arg("demo").arg("--data").arg(dir.path().join("data"));
+        let mut ports = Vec::new();
         for flag in [
             "--control-plane-port",
             "--node-port",
@@ -86,7 +89,9 @@ impl Demo {
             "--control-plane-metrics-port",
             "--node-metrics-port",
         ] {
-            command.arg(flag).arg(free_port()?.to_string());
+            let port = ReservedPort::new()?;
+            command.arg(flag).arg(port.number().to_string());
+            ports.push(port);
         }
         let child = command
             .envs(vars.iter().copied())
@@ -95,7 +100,8 @@ impl Demo {
             .stderr(log)
             .spawn()
             .context("starting `lorikeet demo`")?;
-        let mut demo = Self { child, restarted: BTreeMap::new(), facts: Facts::unknown(), dir };
+        let mut demo =
+            Self { child, restarted: BTreeMap::new(), facts: Facts::unknown(), dir, ports };
         let started = Instant::now();
         loop {
             if let Some(status) = demo.child.try_wait()? {
@@ -234,14 +240,16 @@ impl Demo {
             .arg(&token)
             .output()?;
         ensure!(issued.status.success(), "{}", String::from_utf8_lossy(&issued.stderr));
-        let port = free_port()?;
-        let url = format!("http://127.0.0.1:{port}/v1");
+        let port = ReservedPort::new()?;
+        let address = format!("127.0.0.1:{}", port.number());
+        self.ports.push(port);
+        let url = format!("http://{address}/v1");
         let path = |path: &Path| path.display().to_string();
         for (variable, value) in [
             ("LORIKEET_NODE_NAME", name.to_owned()),
             ("LORIKEET_NODE_TOKEN_FILE", path(&token)),
             ("LORIKEET_NODE_DATA", path(&self.dir.path().join(name))),
-            ("LORIKEET_NODE_LISTEN", format!("127.0.0.1:{port}")),
+            ("LORIKEET_NODE_LISTEN", address),
             ("LORIKEET_METRICS_LISTEN", "off".into()),
             ("LORIKEET_PUBLIC_API_URL", url.clone()),
         ] {
@@ -328,9 +336,4 @@ pub fn binary() -> Result<PathBuf> {
     let path = test.parent().and_then(Path::parent).context("target/debug")?.join("lorikeet");
     ensure!(path.is_file(), "no {}: run `cargo build --workspace` first", path.display());
     Ok(path)
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

@@ -2,6 +2,7 @@
 
 use crate::support::{PASSWORD, TestApp, config, connect, database, options};
 use lorikeet_control_plane::{create_operator, migrate, run};
+use lorikeet_kit::ReservedPort;
 use reqwest::StatusCode;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -9,9 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 #[tokio::test]
 async fn it_serves_until_it_is_told_to_stop() {
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = free.local_addr().unwrap().to_string();
-    drop(free);
+    let port = ReservedPort::new().unwrap();
+    let address = format!("127.0.0.1:{}", port.number());
     let vars = [("LORIKEET_LISTEN", address.as_str()), ("LORIKEET_METRICS_LISTEN", "off")];
     let config = config(&database().await, &vars);
     let stop = CancellationToken::new();

@@ -6,9 +6,11 @@ pub mod allocations;
 pub mod compare;
 pub mod exposition;
 mod pack;
+mod port;
 pub mod postgres;
 
 pub use pack::packed_adapter;
+pub use port::ReservedPort;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

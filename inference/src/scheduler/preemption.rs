@@ -33,18 +33,21 @@ impl Scheduler {
             if kv.blocks_for(sequence.tokens.len()) <= kv.available() {
                 return;
             }
-            let Some((served, victim)) = self.victim() else { return };
-            let lost = self.get(victim).map(Sequence::computed_cost).unwrap_or_default();
-            let price = sequence.unpaid_cost() + lost;
-            if served < self.tenants.served_after(sequence.account, price) {
-                return;
-            }
+            let last = self.victim().filter(|last| self.gives_way(*last, sequence));
+            let Some((_, victim)) = last else { return };
             self.preempt(victim, kv, plan);
         }
     }
 
+    /// The sequence that comes last would lose its blocks to one that waits for some.
+    pub(super) fn gives_way(&self, (served, victim): Order, newcomer: &Sequence) -> bool {
+        let lost = self.get(victim).map(Sequence::computed_cost).unwrap_or_default();
+        let price = newcomer.unpaid_cost() + lost;
+        served >= self.tenants.served_after(newcomer.account, price)
+    }
+
     /// The running sequence that comes last, of all but the one that arrived first.
-    fn victim(&self) -> Option<Order> {
+    pub(super) fn victim(&self) -> Option<Order> {
         let others = self.running.get(1..)?;
         others.iter().filter_map(|id| self.get(*id)).map(|sequence| self.order(sequence)).max()
     }

@@ -87,20 +87,27 @@ impl Scheduler {
     }
 
     /// How each adapter's sequences stand. Those behind the frontier could not run, but for the next
-    /// few prompts: their turn comes about when their adapters do.
+    /// few prompts: their turn comes about when their adapters do. Neither could those that would find
+    /// too few blocks.
     fn claim(&mut self, kv: &BlockPool) {
         let mut behind = Vec::new();
+        let last = self.victim();
         for sequence in self.sequences.values() {
             let Some(key) = sequence.adapter() else { continue };
             let order = self.order(sequence);
-            let is_new = sequence.completion_tokens() == 0 && self.has_room(sequence.id, kv);
-            let holds = !sequence.table.blocks().is_empty();
             let new = || Claim { served: order.0.0, runnable: 0, is_new: false };
+            let has_room = self.has_room(sequence.id, kv);
+            let is_given_room = last.is_some_and(|last| self.gives_way(last, sequence));
             let claim = self.claims.entry(key).or_insert_with(new);
+            if !has_room && !is_given_room {
+                continue;
+            }
+            let is_new = sequence.completion_tokens() == 0 && has_room;
+            let holds = !sequence.table.blocks().is_empty();
             if holds || self.frontier.is_none_or(|frontier| order < frontier) {
                 claim.add(is_new);
             } else {
-                behind.push((order, key));
+                behind.push((order, key, is_new, sequence.remaining()));
             }
         }
         if self.blocked.is_some() {
@@ -108,11 +115,8 @@ impl Scheduler {
         }
         behind.sort_unstable();
         let mut rows = SWAP_STEPS * self.config.max_num_batched_tokens;
-        for ((_, id), key) in behind {
-            let sequence = self.sequences.get(&id).expect("just found");
-            let is_new = sequence.completion_tokens() == 0 && self.has_room(id, kv);
+        for (_, key, is_new, remaining) in behind {
             self.claims.entry(key).and_modify(|claim| claim.add(is_new));
-            let remaining = sequence.remaining();
             if remaining >= rows {
                 break;
             }

@@ -134,6 +134,48 @@ fn expected(answers: &mut Answers, ask: &Ask) -> Vec<u32> {
     tokens
 }
 
+/// Each request that was taken, with its reader.
+fn perform(rig: &mut Rig, ops: Vec<Op>) -> Vec<(Ask, Reader)> {
+    let mut asked: Vec<(Ask, Reader)> = Vec::new();
+    for op in ops {
+        match op {
+            Op::Submit(ask) => {
+                let manifest = ask.adapter.map(|id| numbered(ask.tenant, id));
+                let (mut request, reader) =
+                    request(ask.tenant, manifest.as_ref(), &prompt(&ask), ask.max_tokens);
+                request.ignore_eos = false;
+                request.deadline =
+                    ask.deadline_ms.map(|ms| rig.clock.now() + Duration::from_millis(ms));
+                if rig.try_submit(request).is_ok() {
+                    asked.push((ask, reader));
+                }
+            }
+            Op::Steps(count) => rig.steps(count),
+            Op::Cancel(i) if !asked.is_empty() => {
+                rig.handle.cancel(asked[i % asked.len()].1.id);
+            }
+            Op::Abandon(i) if !asked.is_empty() => {
+                asked.swap_remove(i % asked.len());
+            }
+            Op::Revoke(tenant_id) => {
+                let revocation = Revocation::Tenant(tenant(tenant_id));
+                futures::executor::block_on(rig.handle.revoke(revocation));
+            }
+            Op::Forget(id) => {
+                futures::executor::block_on(rig.handle.forget(numbered(1, id).key));
+            }
+            Op::Pin(ids) => {
+                let share = TenantShare::default();
+                let pin = |id: &u8| Pin { manifest: numbered(1, *id), share };
+                let pins = ids.iter().map(pin).collect();
+                futures::executor::block_on(rig.handle.pin(pins));
+            }
+            Op::Cancel(_) | Op::Abandon(_) => {}
+        }
+    }
+    asked
+}
+
 proptest! {
     #![proptest_config(crate::fixture::cases(1000))]
     #[test]
@@ -142,43 +184,7 @@ proptest! {
     ) {
         let mut answers = Answers::new();
         let mut rig = Rig::new(&setup(&memory));
-        let mut asked: Vec<(Ask, Reader)> = Vec::new();
-        for op in ops {
-            match op {
-                Op::Submit(ask) => {
-                    let manifest = ask.adapter.map(|id| numbered(ask.tenant, id));
-                    let (mut request, reader) =
-                        request(ask.tenant, manifest.as_ref(), &prompt(&ask), ask.max_tokens);
-                    request.ignore_eos = false;
-                    request.deadline =
-                        ask.deadline_ms.map(|ms| rig.clock.now() + Duration::from_millis(ms));
-                    if rig.try_submit(request).is_ok() {
-                        asked.push((ask, reader));
-                    }
-                }
-                Op::Steps(count) => rig.steps(count),
-                Op::Cancel(i) if !asked.is_empty() => {
-                    rig.handle.cancel(asked[i % asked.len()].1.id);
-                }
-                Op::Abandon(i) if !asked.is_empty() => {
-                    asked.swap_remove(i % asked.len());
-                }
-                Op::Revoke(tenant_id) => {
-                    let revocation = Revocation::Tenant(tenant(tenant_id));
-                    futures::executor::block_on(rig.handle.revoke(revocation));
-                }
-                Op::Forget(id) => {
-                    futures::executor::block_on(rig.handle.forget(numbered(1, id).key));
-                }
-                Op::Pin(ids) => {
-                    let share = TenantShare::default();
-                    let pin = |id: &u8| Pin { manifest: numbered(1, *id), share };
-                    let pins = ids.iter().map(pin).collect();
-                    futures::executor::block_on(rig.handle.pin(pins));
-                }
-                Op::Cancel(_) | Op::Abandon(_) => {}
-            }
-        }
+        let mut asked = perform(&mut rig, ops);
         rig.finish(&mut asked.iter_mut().map(|(_, reader)| reader).collect::<Vec<_>>());
         for (ask, reader) in &asked {
             let whole = expected(&mut answers, ask);
@@ -200,6 +206,47 @@ proptest! {
         rig.steps(3);
         rig.engine.assert_idle();
     }
+}
+
+/// An adapter displaces a pin, which then displaces it in turn. Whoever of those that wait is given the
+/// place next must have a use for it: the one that was served less has too few blocks to run.
+#[test]
+fn a_place_goes_to_who_has_blocks_and_not_to_who_waits_for_them() {
+    let memory = Memory {
+        num_blocks: 13,
+        device: 32,
+        host: 72,
+        disk: 38,
+        max_slots: 2,
+        max_num_seqs: 3,
+        max_num_batched_tokens: 5,
+        pipeline_depth: 2,
+        upload_ms: 0,
+        failing: None,
+    };
+    let ask = |tenant, adapter, prompt_len, max_tokens| {
+        Op::Submit(Ask { tenant, adapter, text: 0, prompt_len, max_tokens, deadline_ms: None })
+    };
+    let mut rig = Rig::new(&setup(&memory));
+    let ops = vec![
+        ask(0, None, 1, 1),
+        ask(0, None, 1, 1),
+        Op::Steps(2),
+        ask(0, Some(0), 2, 1),
+        ask(1, Some(0), 9, 15),
+        ask(1, Some(4), 17, 17),
+        ask(0, None, 1, 1),
+        Op::Cancel(5),
+        Op::Steps(4),
+        Op::Pin(vec![3]),
+        ask(0, None, 1, 1),
+        Op::Steps(2),
+        ask(0, None, 1, 1),
+        ask(0, Some(4), 12, 13),
+        ask(0, Some(4), 18, 8),
+    ];
+    let mut asked = perform(&mut rig, ops);
+    rig.finish(&mut asked.iter_mut().map(|(_, reader)| reader).collect::<Vec<_>>());
 }
 
 /// By how much each tenant was ahead of one that waits, when that began to wait.

@@ -14,3 +14,4 @@ pub use counter::{Counter, CounterBy};
 pub use histogram::Histogram;
 pub use method::method_label;
 pub use page::{CONTENT_TYPE, Family, Kind, Page};
+pub use process::cpu_seconds;

@@ -3,7 +3,7 @@
 use crate::{Kind, Page};
 use std::fs;
 
-/// Ticks of `/proc/self/stat`, fixed for programs whatever the kernel's own are.
+/// Ticks of `/proc/PID/stat`, fixed for programs whatever the kernel's own are.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 impl Page {
@@ -16,7 +16,7 @@ impl Page {
         }
         let help = "Processor time, of the program and of the kernel on its behalf.";
         let mut family = self.family("process_cpu_seconds_total", Kind::Counter, help);
-        if let Some(seconds) = cpu_seconds() {
+        if let Some(seconds) = cpu_seconds(std::process::id()) {
             family.sample(&[], seconds);
         }
         let help = "Open files and sockets.";
@@ -34,8 +34,10 @@ fn resident_bytes() -> Option<u64> {
     Some(kib << 10)
 }
 
-fn cpu_seconds() -> Option<f64> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+/// Processor time that a process has used so far, all its threads together. None when there is no such
+/// process, or on systems without Linux's /proc.
+pub fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name before it may hold anything, parentheses too.
     let (_, after_name) = stat.rsplit_once(')')?;
     let mut fields = after_name.split_whitespace().skip(11);
@@ -69,6 +71,7 @@ mod tests {
         let grown = |name| value(&after, name) - value(&before, name);
         assert!(grown("process_resident_memory_bytes") > f64::from(32 << 20));
         assert!(grown("process_cpu_seconds_total") > 0.0);
+        assert_eq!(cpu_seconds(u32::MAX), None, "no such process");
         assert!(grown("process_open_fds") >= files.len() as f64);
     }
 }

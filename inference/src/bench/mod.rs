@@ -2,7 +2,6 @@
 
 mod adapters;
 mod client;
-mod processor;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -26,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-pub use processor::cpu_seconds;
+pub use lorikeet_metrics::cpu_seconds;
 pub use report::{BenchReport, LoadingReport, Percentiles};
 
 #[derive(Debug, Clone)]

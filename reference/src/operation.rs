@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 pub struct Operation {
     summary: &'static str,
     body: Option<Value>,
-    query: Vec<Value>,
+    parameters: Vec<Value>,
     responses: Map<String, Value>,
     open: bool,
 }
@@ -15,7 +15,7 @@ pub struct Operation {
 impl Operation {
     /// Needs a key, unless it is said to be [open](Self::open).
     pub fn new(summary: &'static str) -> Self {
-        Self { summary, body: None, query: Vec::new(), responses: Map::new(), open: false }
+        Self { summary, body: None, parameters: Vec::new(), responses: Map::new(), open: false }
     }
 
     /// What operations have in common, to be filled in [by one](Self::with).
@@ -41,9 +41,17 @@ impl Operation {
         self
     }
 
-    pub fn query(mut self, name: &str, what: &str, schema: Value) -> Self {
-        self.query.push(json!({
-            "name": name, "in": "query", "required": false, "description": what, "schema": schema,
+    pub fn query(self, name: &str, what: &str, schema: Value) -> Self {
+        self.parameter("query", name, what, schema)
+    }
+
+    pub fn header(self, name: &str, what: &str, schema: Value) -> Self {
+        self.parameter("header", name, what, schema)
+    }
+
+    fn parameter(mut self, place: &str, name: &str, what: &str, schema: Value) -> Self {
+        self.parameters.push(json!({
+            "name": name, "in": place, "required": false, "description": what, "schema": schema,
         }));
         self
     }
@@ -109,7 +117,7 @@ impl Operation {
         let mut operation = json!({
             "operationId": format!("{method}{}", path.replace(['/', '{', '}'], "_")),
             "summary": self.summary,
-            "parameters": in_path.chain(self.query.iter().cloned()).collect::<Vec<_>>(),
+            "parameters": in_path.chain(self.parameters.iter().cloned()).collect::<Vec<_>>(),
             "responses": self.responses,
             "security": if self.open { json!([]) } else { json!([{ "key": [] }]) },
         });

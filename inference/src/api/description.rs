@@ -1,6 +1,7 @@
 //! The API's description: what its parts have in common, and where it is served.
 
 use super::Api;
+use super::idempotency::MAX_KEY;
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::routing::get;
@@ -34,14 +35,18 @@ pub const OF_A_BODY: &[(u16, &str)] = &[
     (413, "`request_too_large`"),
 ];
 
-/// Of every operation that generates.
-pub const OF_A_GENERATION: &[(u16, &str)] = &[
+/// Of every operation that names a model and may be repeated under a key.
+const OF_A_REPEAT: &[(u16, &str)] = &[
     (
         409,
         "`adapter_not_ready`, `adapter_disabled`, `adapter_unservable`, `idempotency_key_in_use`, \
          `idempotency_answer_not_kept`",
     ),
     (422, "`idempotency_key_reused`: the `Idempotency-Key` came with another body"),
+];
+
+/// Of every operation that generates.
+const OF_A_GENERATION: &[(u16, &str)] = &[
     (
         503,
         "`manifest_stale`, `node_stopped`, `adapter_load_failed`, `queue_timeout`, \
@@ -52,14 +57,23 @@ pub const OF_A_GENERATION: &[(u16, &str)] = &[
 
 /// An operation that generates, with all that can go wrong.
 pub fn generates(summary: &'static str, body: &str, what: &str, answer: &str) -> Operation {
-    Operation::new(summary)
+    let operation = Operation::new(summary)
         .body(named(body))
         .answers(200, what, named(answer))
         .streams(200)
         .fails_with(OF_A_KEY)
         .fails_with(OF_A_MODEL)
         .fails_with(OF_A_BODY)
-        .fails_with(OF_A_GENERATION)
+        .fails_with(OF_A_GENERATION);
+    repeatable(operation)
+}
+
+/// An operation on a model that runs once under a key.
+pub fn repeatable(operation: Operation) -> Operation {
+    let key = json!({ "type": "string", "pattern": format!("^[!-~]{{1,{MAX_KEY}}}$") });
+    let what =
+        "For ten minutes a repeat with the same key gets the same answer, and is not run again";
+    operation.header("Idempotency-Key", what, key).fails_with(OF_A_REPEAT)
 }
 
 pub fn reference() -> Reference {

@@ -2,7 +2,7 @@
 
 use super::Api;
 use super::auth::Caller;
-use super::description::{OF_A_BODY, OF_A_KEY, OF_A_MODEL};
+use super::description::{OF_A_BODY, OF_A_KEY, OF_A_MODEL, repeatable};
 use super::error::ApiError;
 use super::models::resolve;
 use crate::engine::WarmUpError;
@@ -38,7 +38,7 @@ pub fn operation() -> Operation {
         })
     };
     let wait = json!({ "type": "integer", "minimum": 0, "maximum": MAX_WAIT, "default": WAIT });
-    Operation::new("Load an adapter ahead of its requests")
+    let operation = Operation::new("Load an adapter ahead of its requests")
         .query("wait", "How long to wait for the load, in seconds", wait)
         .answers(200, "It is on the device", state("loaded"))
         .answers(202, "The load goes on", state("loading"))
@@ -46,8 +46,8 @@ pub fn operation() -> Operation {
         .fails_with(OF_A_MODEL)
         .fails_with(OF_A_BODY)
         .fails(400, "`wait` is out of its range")
-        .fails(422, "`idempotency_key_reused`: the `Idempotency-Key` came with another body")
-        .fails(503, "`adapter_load_failed`, `manifest_stale`, `node_stopped`")
+        .fails(503, "`adapter_load_failed`, `manifest_stale`, `node_stopped`");
+    repeatable(operation)
 }
 
 /// 200 when the adapter is on the device, 202 when it is still under way after the wait.

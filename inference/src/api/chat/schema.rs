@@ -2,6 +2,7 @@
 
 use super::request::{MAX_COMPLETION_TOKENS, MAX_TOKENS, TOP_LOGPROBS};
 use crate::api::description::generates;
+use crate::api::messages::{CHAT, MessageForm};
 use crate::api::parameters::schema;
 use crate::api::tools;
 use lorikeet_reference::{Operation, Reference, named};
@@ -32,9 +33,9 @@ pub fn add_schemas(reference: &mut Reference) {
     reference.schema(
         "Message",
         json!({ "anyOf": [
-            message("text"),
-            tools::schema::calling_message(),
-            tools::schema::tool_message(),
+            message(CHAT),
+            tools::schema::calling_message(content(CHAT)),
+            tools::schema::tool_message(content(CHAT)),
         ]}),
     );
     reference.schema("ToolCall", tools::schema::call());
@@ -71,23 +72,28 @@ pub fn add_schemas(reference: &mut Reference) {
     );
 }
 
-/// One turn. `part` is what a part of text is called.
-pub fn message(part: &str) -> Value {
+/// One turn.
+pub fn message(form: MessageForm) -> Value {
     json!({
         "type": "object",
         "required": ["role", "content"],
         "properties": {
             "role": { "enum": ["system", "developer", "user", "assistant"] },
-            "content": { "anyOf": [
-                { "type": "string" },
-                { "type": "array", "items": {
-                    "type": "object",
-                    "required": ["type", "text"],
-                    "properties": { "type": { "const": part }, "text": { "type": "string" } },
-                }},
-            ]},
+            "content": content(form),
         },
     })
+}
+
+/// A text, or parts of it.
+pub fn content(form: MessageForm) -> Value {
+    json!({ "anyOf": [
+        { "type": "string" },
+        { "type": "array", "items": {
+            "type": "object",
+            "required": ["type", "text"],
+            "properties": { "type": { "enum": form.text_parts }, "text": { "type": "string" } },
+        }},
+    ]})
 }
 
 fn token_logprob() -> Value {

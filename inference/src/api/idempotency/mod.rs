@@ -38,7 +38,7 @@ const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 pub const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// Characters of a key.
-const MAX_KEY: usize = 255;
+pub const MAX_KEY: usize = 255;
 
 /// Pieces of an answer on their way from its task to its client; while it is full the answer waits for
 /// the client, until that is cut off.

@@ -30,9 +30,13 @@ fn named_integer(integer: &Integer) -> (String, Value) {
     (integer.name.to_owned(), integer.schema())
 }
 
+/// A text, if it is there.
+pub fn text(what: &str) -> Value {
+    json!({ "type": ["string", "null"], "description": what })
+}
+
 fn shared() -> Map<String, Value> {
     let stop = json!({ "type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES / 4 });
-    let own = |what: &str| json!({ "type": ["string", "null"], "description": what });
     let fields = json!({
         "model": { "type": "string", "description": "The base model, an adapter, or one version of it." },
         "top_k": {
@@ -72,16 +76,17 @@ fn shared() -> Map<String, Value> {
                 "type": "boolean", "description": "The last event carries the token counts.",
             }},
         },
-        "user": own("Yours; ignored."),
-        "safety_identifier": own("Yours; ignored."),
-        "prompt_cache_key": own("Yours; ignored."),
+        "user": text("Yours; ignored."),
+        "safety_identifier": text("Yours; ignored."),
+        "prompt_cache_key": text("Yours; ignored."),
         "metadata": {
             "type": ["object", "null"],
             "additionalProperties": { "type": "string" },
-            "description": "Yours; ignored.",
+            "description": "Yours; used for nothing. A response gives it back.",
         },
         "store": { "type": ["boolean", "null"], "description": "Nothing is stored; ignored." },
-        "service_tier": own("Ignored."),
+        "service_tier": text("Ignored."),
+        "prompt_cache_retention": text("Ignored."),
     });
     let mut properties = match fields {
         Value::Object(properties) => properties,

@@ -1,8 +1,9 @@
 //! Responses in the API's description.
 
 use super::request::{LOGPROBS, MAX_OUTPUT_TOKENS, TOP_LOGPROBS};
-use crate::api::chat::schema::message;
+use crate::api::chat::schema::{content, message};
 use crate::api::description::generates;
+use crate::api::messages::RESPONSES;
 use crate::api::parameters::{grammar, schema};
 use crate::api::tools;
 use lorikeet_reference::{Operation, Reference, named};
@@ -41,7 +42,7 @@ pub fn add_schemas(reference: &mut Reference) {
     reference.schema(
         "InputItem",
         json!({ "anyOf": [
-            message("input_text"),
+            message(RESPONSES),
             named("FunctionCall"),
             {
                 "type": "object",
@@ -49,7 +50,7 @@ pub fn add_schemas(reference: &mut Reference) {
                 "properties": {
                     "type": { "const": "function_call_output" },
                     "call_id": { "type": "string" },
-                    "output": { "type": "string" },
+                    "output": content(RESPONSES),
                 },
             },
         ]}),

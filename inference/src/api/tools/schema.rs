@@ -106,27 +106,27 @@ pub fn call_delta() -> Value {
 }
 
 /// What the assistant has called before.
-pub fn calling_message() -> Value {
+pub fn calling_message(content: Value) -> Value {
     json!({
         "type": "object",
         "required": ["role", "tool_calls"],
         "properties": {
             "role": { "const": "assistant" },
-            "content": { "type": ["string", "null"] },
+            "content": { "anyOf": [content, { "type": "null" }] },
             "tool_calls": { "type": "array", "items": named("ToolCall"), "minItems": 1 },
         },
     })
 }
 
 /// What came of a call.
-pub fn tool_message() -> Value {
+pub fn tool_message(content: Value) -> Value {
     json!({
         "type": "object",
         "required": ["role", "tool_call_id", "content"],
         "properties": {
             "role": { "const": "tool" },
             "tool_call_id": { "type": "string" },
-            "content": { "type": "string" },
+            "content": content,
         },
     })
 }

@@ -17,6 +17,9 @@ async fn the_api_describes_itself_for_programs_and_for_people() {
             let statuses = operation["responses"].as_object().expect("responses");
             assert!(statuses.keys().all(|s| s.parse::<u16>().is_ok()), "{method} {path}");
             assert!(statuses.keys().any(|s| s.starts_with('2')), "{method} {path}");
+            let parameters = operation["parameters"].as_array().expect("parameters");
+            let takes_key = parameters.iter().any(|p| p["name"] == "Idempotency-Key");
+            assert_eq!(takes_key, method == "post" && path.starts_with("/v1"), "{method} {path}");
         }
     }
     let names: Vec<_> =

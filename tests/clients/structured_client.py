@@ -94,7 +94,7 @@ for param, ask in {
     try:
         ask()
     except openai.BadRequestError as error:
-        assert error.param == param and "/properties/a" in error.message, json.dumps(error.body)
+        assert error.param == param and f"`{param}`" in error.message, json.dumps(error.body)
     else:
         raise AssertionError(f"{param} was not refused")
 print("ok")

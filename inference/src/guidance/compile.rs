@@ -7,6 +7,7 @@ use llguidance::{ParserFactory, TokenParser};
 use lorikeet_compute::model::Tokenizer;
 use lorikeet_compute::sampling::TokenMask;
 use lorikeet_contract::TenantId;
+use serde_json::Value;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
@@ -25,8 +26,8 @@ pub enum CompileError {
     /// Tells the customer what to change.
     #[error("{0}")]
     Invalid(String),
-    /// Part of a schema, by its JSON pointer, which is not empty.
-    #[error("{why}, at `{at}`")]
+    /// A schema or a part of one. `at` is where it stands in what the customer wrote, as `.properties.a`.
+    #[error("{why}")]
     Part { at: String, why: String },
     #[error("compiling it took longer than {} s: make it simpler", TIMEOUT.as_secs())]
     TooSlow,
@@ -150,14 +151,15 @@ fn parser(factory: &ParserFactory, grammar: &Grammar) -> Result<TokenParser, Com
         Ok(parser) => return Ok(parser),
         Err(error) => reason(&error).ok_or(CompileError::Internal)?,
     };
-    let Grammar::Json(whole) = grammar else { return Err(CompileError::Invalid(error)) };
-    let at = schema::locate(whole, &error, |part| {
-        parse(&Grammar::Json(part.clone())).err().and_then(|error| reason(&error))
-    });
-    if at.is_empty() {
-        return Err(CompileError::Invalid(error));
+    let refusal = |schema: &Value| {
+        parse(&Grammar::Json(schema.clone())).err().and_then(|error| reason(&error))
+    };
+    for (place, whole) in grammar.schemas() {
+        let Some(why) = refusal(whole) else { continue };
+        let at = format!("{place}{}", schema::locate(whole, &why, refusal).replace('/', "."));
+        return Err(CompileError::Part { at, why });
     }
-    Err(CompileError::Part { at, why: error })
+    Err(CompileError::Invalid(error))
 }
 
 /// In one line. None for a panic: its text has a backtrace behind it and helps no customer.

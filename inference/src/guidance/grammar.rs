@@ -23,14 +23,26 @@ pub enum Grammar {
     Regex(String),
     /// One of these, to the letter.
     Choice(Vec<String>),
-    /// llguidance's variant of Lark.
-    Lark(String),
+    Lark(Lark),
+}
+
+/// llguidance's variant of Lark.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lark {
+    pub text: String,
+    /// JSON schemas that the text was made of, each with where its customer wrote it.
+    pub schemas: Vec<(String, Value)>,
 }
 
 impl Grammar {
     /// Any JSON object.
     pub fn json_object() -> Self {
         Self::Json(json!({ "type": "object" }))
+    }
+
+    /// A customer's own.
+    pub fn lark(text: String) -> Self {
+        Self::Lark(Lark { text, schemas: Vec::new() })
     }
 
     /// The schema as answers follow it: with a few blanks, at most, between the tokens of JSON.
@@ -77,6 +89,17 @@ impl Grammar {
         }
     }
 
+    /// The schemas in it, each with where it was written.
+    pub(super) fn schemas(&self) -> Vec<(&str, &Value)> {
+        match self {
+            Self::Json(schema) => vec![("", schema)],
+            Self::Lark(Lark { schemas, .. }) => {
+                schemas.iter().map(|(place, schema)| (place.as_str(), schema)).collect()
+            }
+            Self::Regex(_) | Self::Choice(_) => Vec::new(),
+        }
+    }
+
     pub(super) fn to_llguidance(&self) -> TopLevelGrammar {
         match self {
             Self::Json(schema) => TopLevelGrammar::from_json_schema(Self::followed(schema.clone())),
@@ -87,7 +110,7 @@ impl Grammar {
                 let alternatives = quoted.collect::<Vec<_>>().join(" | ");
                 TopLevelGrammar::from_lark(format!("start: {alternatives}"))
             }
-            Self::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+            Self::Lark(Lark { text, .. }) => TopLevelGrammar::from_lark(text.clone()),
         }
     }
 
@@ -96,7 +119,7 @@ impl Grammar {
             Self::Json(schema) => (0, schema.to_string()),
             Self::Regex(regex) => (1, regex.clone()),
             Self::Choice(choices) => (2, Value::from(choices.as_slice()).to_string()),
-            Self::Lark(text) => (3, text.clone()),
+            Self::Lark(Lark { text, .. }) => (3, text.clone()),
         }
     }
 }

@@ -31,7 +31,7 @@ mod walker;
 pub(crate) use tests::walk;
 
 pub use compile::{CompileError, Compiled, Guidance};
-pub use grammar::Grammar;
+pub use grammar::{Grammar, Lark};
 pub use pool::{MaskDone, MaskPool};
 pub use walker::{Next, Walker};
 

@@ -25,7 +25,7 @@ pub fn tenant(id: u128) -> TenantId {
 }
 
 pub fn lark(text: &str) -> Grammar {
-    Grammar::Lark(text.into())
+    Grammar::lark(text.into())
 }
 
 /// What random draws among the allowed tokens make, ended by the grammar or by an end token.

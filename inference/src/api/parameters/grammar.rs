@@ -1,6 +1,7 @@
 //! What the answer is to follow: `response_format`, and vLLM's `guided_*` and `structured_outputs`.
 
 use super::Fields;
+use super::schema::text;
 use crate::api::error::ApiError;
 use crate::guidance::{CompileError, Grammar};
 use serde::Deserialize;
@@ -39,8 +40,9 @@ impl WantedGrammar {
                 let name = self.parameter;
                 let inside = SCHEMA_IN.iter().find(|(field, _)| *field == name);
                 let inside = inside.map_or("", |(_, inside)| inside);
-                let place = format!("{name}{inside}{}", at.replace('/', "."));
-                ApiError::invalid(place, format!("Invalid `{name}`: {error} of the schema."))
+                let place = format!("{name}{inside}{at}");
+                let message = format!("Invalid `{name}`: {error}, at `{place}`.");
+                ApiError::invalid(place, message)
             }
         }
     }
@@ -108,7 +110,7 @@ pub fn take(fields: &mut Fields) -> Result<Option<WantedGrammar>, ApiError> {
         (GUIDED_JSON, fields.take(GUIDED_JSON)?.map(schema).transpose()?),
         (GUIDED_REGEX, fields.take(GUIDED_REGEX)?.map(Grammar::Regex)),
         (GUIDED_CHOICE, fields.take(GUIDED_CHOICE)?.map(Grammar::Choice)),
-        (GUIDED_GRAMMAR, fields.take(GUIDED_GRAMMAR)?.map(Grammar::Lark)),
+        (GUIDED_GRAMMAR, fields.take(GUIDED_GRAMMAR)?.map(Grammar::lark)),
         (STRUCTURED_OUTPUTS, structured_outputs(fields)?),
     ]
     .into_iter()
@@ -170,7 +172,7 @@ fn structured_outputs(fields: &mut Fields) -> Result<Option<Grammar>, ApiError> 
         outputs.json_object.and_then(|wanted| wanted.then(Grammar::json_object)),
         outputs.regex.map(Grammar::Regex),
         outputs.choice.map(Grammar::Choice),
-        outputs.grammar.map(Grammar::Lark),
+        outputs.grammar.map(Grammar::lark),
     ]
     .into_iter()
     .flatten();
@@ -204,20 +206,14 @@ pub fn properties() -> Value {
             "type": ["object", "string", "null"],
             "description": "A JSON schema that the answer is valid under.",
         },
-        GUIDED_REGEX: {
-            "type": ["string", "null"],
-            "description": "A regular expression that the whole answer matches.",
-        },
+        GUIDED_REGEX: text("A regular expression that the whole answer matches."),
         GUIDED_CHOICE: {
             "type": ["array", "null"],
             "items": { "type": "string", "minLength": 1 },
             "minItems": 1,
             "description": "Texts one of which is the answer.",
         },
-        GUIDED_GRAMMAR: {
-            "type": ["string", "null"],
-            "description": "A context-free grammar of the answer, in llguidance's variant of Lark.",
-        },
+        GUIDED_GRAMMAR: text("A context-free grammar of the answer, in llguidance's variant of Lark."),
         STRUCTURED_OUTPUTS: {
             "type": ["object", "null"],
             "minProperties": 1,

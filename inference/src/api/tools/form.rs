@@ -11,7 +11,7 @@ pub const MAX_TOOLS: usize = 128;
 const MAX_NAME: usize = 64;
 
 /// Where a function's fields stand: in an object of this name, or beside `type`.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ToolForm {
     inner: Option<&'static str>,
 }
@@ -36,7 +36,13 @@ impl ToolForm {
         }
         let choice = self.choice(fields.take("tool_choice")?, &functions)?;
         let parallel = fields.take("parallel_tool_calls")?.unwrap_or(true);
-        Ok(Tools { functions, choice, parallel })
+        Ok(Tools { form: self, functions, choice, parallel })
+    }
+
+    /// Where the schema of a function's arguments stands in `tools`.
+    pub fn place_of_parameters(self, function: usize) -> String {
+        let inner = self.inner.map(|inner| format!(".{inner}")).unwrap_or_default();
+        format!("[{function}]{inner}.parameters")
     }
 
     fn function(self, tool: Map<String, Value>) -> Result<Function, ApiError> {
@@ -74,7 +80,9 @@ impl ToolForm {
             (Some("function"), Some(name)) => {
                 match functions.iter().position(|function| function.name == name) {
                     Some(index) => Ok(ToolChoice::Named(index)),
-                    None => invalid(format!("`tools` has no function `{name}`: name one that it has.")),
+                    None => {
+                        invalid(format!("`tools` has no function `{name}`: name one that it has."))
+                    }
                 }
             }
             _ => invalid("A choice is none, auto, required, or names a function.".into()),

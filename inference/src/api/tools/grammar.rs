@@ -1,7 +1,7 @@
 //! What answers follow that must be calls: the model's own format, with the functions' schemas.
 
 use super::{Function, ToolChoice, Tools};
-use crate::guidance::Grammar;
+use crate::guidance::{Grammar, Lark};
 use lorikeet_compute::model::{Tokenizer, ToolFormat};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -13,9 +13,9 @@ pub const MAX_CALLS: usize = 16;
 /// One call of the function that is named, or calls of any, each with arguments that are valid under
 /// the function's schema.
 pub fn of_calls(tools: &Tools, format: ToolFormat, tokenizer: &Tokenizer) -> Grammar {
-    let functions = match tools.choice {
-        ToolChoice::Named(index) => &tools.functions[index..=index],
-        _ => &tools.functions[..],
+    let callable = match tools.choice {
+        ToolChoice::Named(index) => index..index + 1,
+        _ => 0..tools.functions.len(),
     };
     let several = tools.parallel && !matches!(tools.choice, ToolChoice::Named(_));
     let more = |another: &str| match several {
@@ -36,19 +36,23 @@ pub fn of_calls(tools: &Tools, format: ToolFormat, tokenizer: &Tokenizer) -> Gra
             format!("start: {opening} \"[\" call{} \"]\"\n", more("\", \" call"))
         }
     };
-    let names = (0..functions.len()).map(|index| format!("call_{index}")).collect::<Vec<_>>();
-    grammar += &format!("call: {}\n", names.join(" | "));
-    for (name, function) in names.iter().zip(functions) {
+    let calls = callable.clone().map(|index| format!("call_{index}")).collect::<Vec<_>>();
+    grammar += &format!("call: {}\n", calls.join(" | "));
+    let mut schemas = Vec::new();
+    for (name, index) in calls.iter().zip(callable) {
+        let function = &tools.functions[index];
         let begin = format!("{{\"name\": \"{}\", \"{}\": ", function.name, format.arguments());
         let schema = schema(function);
         // A string takes all that is written.
         let _ = write!(
             grammar,
-            "{name}: {} {name}_arguments \"}}\"\n{name}_arguments: %json {schema}\n",
-            quoted(&begin)
+            "{name}: {} {name}_arguments \"}}\"\n{name}_arguments: %json {}\n",
+            quoted(&begin),
+            Grammar::followed(schema.clone())
         );
+        schemas.push((tools.form.place_of_parameters(index), schema));
     }
-    Grammar::Lark(grammar)
+    Grammar::Lark(Lark { text: grammar, schemas })
 }
 
 /// Of an object, whatever else it says.
@@ -58,7 +62,7 @@ fn schema(function: &Function) -> Value {
     };
     let mut schema: Map<String, Value> = parameters.clone();
     schema.entry("type").or_insert_with(|| json!("object"));
-    Grammar::followed(schema.into())
+    schema.into()
 }
 
 /// Lark's strings are JSON's.

@@ -8,7 +8,7 @@ pub mod schema;
 #[cfg(test)]
 mod tests;
 
-pub use form::{CHAT, RESPONSES};
+pub use form::{CHAT, RESPONSES, ToolForm};
 pub use parser::{CallParser, Part};
 
 use super::Api;
@@ -21,6 +21,7 @@ use std::sync::Arc;
 /// What a request says of tools.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tools {
+    pub form: ToolForm,
     pub functions: Vec<Function>,
     pub choice: ToolChoice,
     /// Whether one answer may have several calls.

@@ -187,7 +187,7 @@ fn tools(choice: ToolChoice, parallel: bool) -> Tools {
         strict: false,
     };
     let functions = vec![function("save", Some(schema)), function("get_time", None)];
-    Tools { functions, choice, parallel }
+    Tools { form: CHAT, functions, choice, parallel }
 }
 
 #[tokio::test]

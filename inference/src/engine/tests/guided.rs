@@ -29,7 +29,7 @@ static GRAMMARS: LazyLock<Vec<Arc<Compiled>>> = LazyLock::new(|| {
     let grammars = [
         Grammar::Json(schema),
         Grammar::Regex("(left|right|日本){2,9}".into()),
-        Grammar::Lark("start: sum\nsum: /[0-9]+/ | sum \"+\" sum".into()),
+        Grammar::lark("start: sum\nsum: /[0-9]+/ | sum \"+\" sum".into()),
     ];
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let compile = async |grammar| guidance.compile(TenantId::new(), &grammar).await;

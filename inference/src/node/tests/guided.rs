@@ -99,7 +99,10 @@ async fn what_cannot_be_followed_is_a_400_that_names_the_field_and_the_reason() 
     let schema = json!({ "properties": { "a": { "unevaluatedItems": false } } });
     let name = json!({ "type": "json_schema", "json_schema": { "schema": {} } });
     for (more, reason) in [
-        (json!({ "response_format": under_schema(&schema) }), "at `/properties/a` of the schema"),
+        (
+            json!({ "response_format": under_schema(&schema) }),
+            "at `response_format.json_schema.schema.properties.a`",
+        ),
         (json!({ "guided_json": { "$ref": "#/$defs/none" } }), "none"),
         (json!({ "response_format": name }), "name"),
         (json!({ "response_format": { "type": "xml" } }), "xml"),

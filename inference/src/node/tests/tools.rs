@@ -189,8 +189,18 @@ async fn a_malformed_call_is_content_to_the_letter() {
     assert_eq!(answer["choices"][0]["message"]["content"], text);
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     assert!(answer["choices"][0]["message"]["tool_calls"].is_null());
-    let (_, _, reason) = assembled(&rig.chunks(json!({})).await);
+    let (content, calls, reason) = assembled(&rig.chunks(json!({})).await);
     assert_eq!(reason, "stop", "nobody is to run it");
+    assert_eq!((content.as_str(), calls.len()), ("Hm.}\n</tool_call>", 1), "what is left of it");
+    assert_eq!(calls[0][2], "{\"city\": Graz}");
+
+    let streamed = rig.post("/v1/responses", &response(json!({ "stream": true }))).await;
+    let events = super::responses::events(&streamed.text().await.expect("a body"));
+    let output = events.last().expect("an end").1["response"]["output"].clone();
+    let said: Vec<_> = output.as_array().expect("items").iter().map(|i| &i["status"]).collect();
+    assert_eq!(said, ["completed", "incomplete", "completed"], "{output}");
+    assert_eq!(output[1]["arguments"], "{\"city\": Graz}");
+    assert_eq!(output[2]["content"][0]["text"], "}\n</tool_call>");
     rig.node.stop().await;
 }
 
@@ -352,12 +362,18 @@ async fn what_cannot_be_called_is_refused_by_name() {
         (json!({ "response_format": { "type": "json_object" } }), "response_format"),
         (
             json!({ "tools": function(json!({ "name": "f", "parameters": bad })), "tool_choice": named }),
-            "tools",
+            "tools[0].function.parameters.properties.a",
         ),
     ] {
         let (status, error) = rig.json("/v1/chat/completions", chat(more.clone())).await;
         assert_eq!((status.as_u16(), &error["error"]["param"]), (400, &json!(param)), "{more}");
     }
+    let tools = json!([
+        { "type": "function", "name": "f" }, { "type": "function", "name": "g", "parameters": bad },
+    ]);
+    let more = json!({ "tools": tools, "tool_choice": "required" });
+    let (_, error) = rig.json("/v1/responses", response(more)).await;
+    assert_eq!(error["error"]["param"], "tools[1].parameters.properties.a", "{error}");
     rig.node.stop().await;
     let rig = Rig::start(|config| config.tool_calls = ToolCalls::Refused).await;
     let (status, error) = rig.json("/v1/chat/completions", chat(json!({}))).await;

@@ -19,7 +19,8 @@ const ENTRY_BYTES: usize = 512;
 
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
-    /// Of everything on the node. Above it, the tenant that holds most gives way.
+    /// Of everything on the node. Above it, the tenant that holds most gives way, among those of whose
+    /// requests one has ended.
     pub node_bytes: usize,
     /// Of one tenant's. Above it, its oldest answers go, then its oldest keys; an answer that does not
     /// fit alone is not kept.
@@ -104,6 +105,10 @@ impl Tenant {
         }
         let entry = self.entries.remove(&key)?;
         Some(cost(&key) + entry.answer_bytes)
+    }
+
+    fn has_ended(&self) -> bool {
+        !self.ended.is_empty()
     }
 
     fn oldest_end(&self) -> Option<Instant> {
@@ -209,7 +214,8 @@ impl Answers {
             }
         }
         while self.bytes + bytes > self.bounds.node_bytes {
-            let largest = self.by_bytes.last().map(|(_, largest)| *largest);
+            let has_ended = |id: &TenantId| self.tenants.get(id).is_some_and(Tenant::has_ended);
+            let largest = self.by_bytes.iter().rev().map(|(_, id)| *id).find(has_ended);
             if !largest.is_some_and(|largest| self.let_go(largest)) {
                 return false;
             }

@@ -71,6 +71,21 @@ fn where_room_is_short_the_oldest_answer_goes_and_its_key_stays() {
     assert_eq!(answers.find(tenant, "a", request(0), now), Found::Nothing, "no room for keys");
 }
 
+#[test]
+fn where_the_nodes_room_is_short_what_runs_does_not_keep_what_has_ended_from_giving_way() {
+    let (mut answers, now) = (Answers::new(SMALL), Instant::now());
+    let [large, ended, growing] = std::array::from_fn(|_| TenantId::new());
+    answers.find(large, "k", request(1), now);
+    assert!(answers.grow(large, "k", 7_000));
+    answers.find(ended, "k", request(1), now);
+    assert!(answers.grow(ended, "k", 6_000));
+    answers.keep(ended, "k", answer(6_000), now);
+    answers.find(growing, "k", request(1), now);
+    assert!(answers.grow(growing, "k", 6_000), "the largest one runs, another's has ended");
+    assert_eq!(answers.find(ended, "k", request(1), now), Found::NotKept);
+    answers.check();
+}
+
 proptest! {
     #[test]
     fn answers_stay_within_their_bounds_whatever_comes(

@@ -269,8 +269,7 @@ impl Shape for ResponseShape {
 
     fn fail(&mut self, error: &ApiError, out: &mut Events) {
         let mut response = self.response("failed", json!([]), None);
-        let code = error.code().unwrap_or("server_error");
-        response["error"] = json!({ "code": code, "message": error.to_string() });
+        response["error"] = json!({ "code": error.outcome(), "message": error.to_string() });
         self.push("response.failed", json!({ "response": response }), out);
     }
 }

@@ -102,7 +102,9 @@ impl Calls {
     }
 
     fn finish_reason(self, ending: Ending) -> &'static str {
-        if self.whole > 0 && ending == Ending::Stop { "tool_calls" } else { finish_reason(ending) }
+        // One that was told of and is none can no more be told from the others.
+        let all_whole = self.whole > 0 && self.whole == self.begun;
+        if all_whole && ending == Ending::Stop { "tool_calls" } else { finish_reason(ending) }
     }
 }
 
@@ -191,4 +193,24 @@ fn message(text: String, calls: Vec<Call>) -> Value {
         message["tool_calls"] = calls.collect();
     }
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_has_told_of_a_broken_call_does_not_say_that_calls_are_to_be_run() {
+        let mut calls = Calls::default();
+        for part in [Part::Call("f".into()), Part::Arguments("{}".into()), Part::CallEnd] {
+            calls.delta(part);
+        }
+        assert_eq!(calls.finish_reason(Ending::Stop), "tool_calls");
+        assert_eq!(calls.finish_reason(Ending::Length), "length");
+        calls.delta(Part::Call("g".into()));
+        calls.delta(Part::Arguments("{}".into()));
+        let rest = calls.delta(Part::NoCall { text: "{...}; or".into(), unseen: 4 });
+        assert_eq!(rest.and_then(|delta| delta.content), Some("; or".into()));
+        assert_eq!(calls.finish_reason(Ending::Stop), "stop");
+    }
 }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import unittest
 
 import litellm
 
@@ -19,14 +20,7 @@ def chat(model=MODEL, key=os.environ["API_KEY"], **more):
     )
 
 
-def raises(kind, call):
-    try:
-        call()
-    except kind:
-        return
-    raise AssertionError(f"no {kind.__name__}")
-
-
+raises = unittest.TestCase().assertRaises
 whole = chat()
 text = whole.choices[0].message.content
 assert whole.usage.completion_tokens == 12, whole.usage

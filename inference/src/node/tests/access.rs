@@ -1,5 +1,5 @@
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, adapter, chat, key, tenant};
+use super::harness::{Customer, Node, adapter, chat, key, node_of_one, tenant};
 use lorikeet_contract::key::ApiKey;
 use lorikeet_contract::link::{AdapterState, KeyResource, TenantResource, revocation::Target};
 use reqwest::{Method, StatusCode};
@@ -124,9 +124,7 @@ async fn another_tenants_adapter_and_one_that_does_not_exist_give_the_identical_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_revoked_key_is_refused_at_once_its_running_request_ends_and_a_restart_remembers() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let running = chat(json!({ "stream": true, "max_tokens": 4000 }));
     let response = node.post(customer.key.reveal(), &running).await;
     let mut events = super::sse::Events::of(response);
@@ -154,9 +152,7 @@ async fn a_revoked_key_is_refused_at_once_its_running_request_ends_and_a_restart
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pages_that_were_named_may_call_from_a_browser_and_no_others() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (_control_plane, node, _customer) = node_of_one(|_| {}).await;
     let preflight = async |origin: &str| {
         let request = reqwest::Client::new()
             .request(Method::OPTIONS, node.url("/v1/chat/completions"))

@@ -1,7 +1,7 @@
 //! Adapters under way on a node: warmed up, pinned, replaced, disabled, deleted.
 
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, adapter, chat, store_adapter, text};
+use super::harness::{Customer, Node, adapter, chat, node_of_one, store_adapter, text};
 use super::sse::{self, Events};
 use lorikeet_contract::link::{
     AdapterResource, AdapterState, Resource, ResourceKind, ResourceRef, Tier,
@@ -11,13 +11,6 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-async fn node_of_one() -> (ControlPlane, Node, Customer) {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
-    (control_plane, node, customer)
-}
 
 /// A published resource, changed.
 fn changed(published: &Resource, change: impl FnOnce(&mut AdapterResource)) -> Resource {
@@ -66,7 +59,7 @@ fn millis(response: &reqwest::Response, header: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_warmed_up_adapter_answers_without_a_load_and_every_answer_says_what_it_waited_for() {
-    let (control_plane, node, customer) = node_of_one().await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let key = customer.key.reveal();
     let pirate = store_adapter(&node, &customer, "sailor", "pirate").expect("the kit's own");
     let lost = adapter(customer.adapter("lost", AdapterState::Servable));
@@ -114,7 +107,7 @@ async fn a_warmed_up_adapter_answers_without_a_load_and_every_answer_says_what_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pinned_adapter_is_on_the_device_before_anybody_asks_and_operators_are_told() {
-    let (control_plane, node, customer) = node_of_one().await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let pirate = store_adapter(&node, &customer, "sailor", "pirate").expect("the kit's own");
     control_plane.publish(vec![changed(&pirate, |resource| resource.pinned = true)]).await;
     let seen = control_plane
@@ -133,7 +126,7 @@ async fn a_pinned_adapter_is_on_the_device_before_anybody_asks_and_operators_are
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_adapter_replaced_disabled_or_deleted_serves_those_who_have_it_and_nobody_else() {
-    let (control_plane, node, customer) = node_of_one().await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let key = customer.key.reveal();
     let first = store_adapter(&node, &customer, "sailor", "pirate").expect("the kit's own");
     control_plane.publish(vec![first.clone()]).await;
@@ -185,7 +178,7 @@ async fn an_adapter_replaced_disabled_or_deleted_serves_those_who_have_it_and_no
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_deleted_while_the_node_was_down_leaves_its_disk_at_the_start() {
-    let (control_plane, node, customer) = node_of_one().await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let kept = store_adapter(&node, &customer, "sailor", "pirate").expect("the kit's own");
     let deleted = store_adapter(&node, &customer, "clerk", "json").expect("the kit's own");
     control_plane.publish(vec![kept, deleted.clone()]).await;

@@ -1,5 +1,5 @@
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, chat, store_adapter, text};
+use super::harness::{Customer, Node, chat, node_of_one, store_adapter, text};
 use super::sse::{self, Events};
 use crate::config::{Config, Device};
 use crate::fixture::base_model;
@@ -7,13 +7,6 @@ use lorikeet_compute::backend::cpu::CpuConfig;
 use lorikeet_contract::link::{FinishReason, UsageRecord};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-
-async fn node_of_one() -> (ControlPlane, Node, Customer) {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
-    (control_plane, node, customer)
-}
 
 /// Completion tokens of the final record of a response.
 fn billed(finals: &[UsageRecord], response: &Value) -> u64 {
@@ -24,7 +17,7 @@ fn billed(finals: &[UsageRecord], response: &Value) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_says_what_the_whole_answer_says_and_both_are_billed_as_they_say() {
-    let (control_plane, node, customer) = node_of_one().await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let whole = node.chat(&customer, json!({ "max_tokens": 24 })).await;
     assert_eq!(whole["object"], "chat.completion");
     assert_eq!(whole["model"], "base");
@@ -64,7 +57,7 @@ async fn a_stream_says_what_the_whole_answer_says_and_both_are_billed_as_they_sa
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_string_across_token_borders_ends_the_answer_and_is_never_shown() {
-    let (control_plane, node, customer) = node_of_one().await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let free = node.chat(&customer, json!({ "max_tokens": 32 })).await;
     let free = text(&free).to_owned();
     // From the middle of one token into another: the simulation's tokens are several characters long.
@@ -100,7 +93,7 @@ async fn a_stop_string_across_token_borders_ends_the_answer_and_is_never_shown()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_probabilities_cover_the_text_that_was_shown() {
-    let (_control_plane, node, customer) = node_of_one().await;
+    let (_control_plane, node, customer) = node_of_one(|_| {}).await;
     let more = json!({ "logprobs": true, "top_logprobs": 2 });
     let answer = node.chat(&customer, more).await;
     let entries = answer["choices"][0]["logprobs"]["content"].as_array().expect("entries");
@@ -118,7 +111,7 @@ async fn log_probabilities_cover_the_text_that_was_shown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_adapter_answers_under_its_name_and_otherwise_than_the_base() {
-    let (control_plane, node, customer) = node_of_one().await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let published = store_adapter(&node, &customer, "sailor", "pirate").expect("the kit's own");
     let version_id = published.id.clone();
     control_plane.publish(vec![published]).await;
@@ -139,7 +132,7 @@ async fn an_adapter_answers_under_its_name_and_otherwise_than_the_base() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_served_is_refused_before_it_costs_anything() {
-    let (control_plane, node, customer) = node_of_one().await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let key = customer.key.reveal();
     let context = base_model().weights.config.spec.context_length;
     let long = "lorikeet ".repeat(context as usize);

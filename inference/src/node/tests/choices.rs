@@ -1,7 +1,6 @@
 //! Several answers to one request, and what shapes each of them.
 
-use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, chat, text};
+use super::harness::{chat, node_of_one, text};
 use super::sse::Events;
 use crate::config::{Config, Device};
 use crate::fixture::base_model;
@@ -10,13 +9,6 @@ use lorikeet_compute::model::Specials;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
-
-async fn node_of_one(tweak: impl FnOnce(&mut Config)) -> (ControlPlane, Node, Customer) {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, tweak).await;
-    (control_plane, node, customer)
-}
 
 fn texts(answer: &Value) -> Vec<&str> {
     let choices = answer["choices"].as_array().expect("choices");

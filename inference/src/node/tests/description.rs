@@ -1,13 +1,10 @@
-use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node};
+use super::harness::node_of_one;
 use reqwest::StatusCode;
 use serde_json::Value;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_api_describes_itself_for_programs_and_for_people() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (_control_plane, node, _customer) = node_of_one(|_| {}).await;
     let (status, json) = node.get("/openapi.json", None).await;
     assert_eq!(status, StatusCode::OK);
     let document: Value = serde_json::from_str(&json).expect("JSON");

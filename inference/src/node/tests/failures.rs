@@ -1,5 +1,5 @@
 use super::control_plane::{ControlPlane, SOON};
-use super::harness::{Customer, Node, adapter, chat};
+use super::harness::{Customer, Node, adapter, chat, node_of_one};
 use super::sse::Events;
 use crate::config::{Config, Device};
 use crate::usage::{Disk, FileSystem, SegmentFile};
@@ -17,9 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_request_too_many_is_turned_away_at_once_and_may_come_again() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |config| config.max_requests = 1).await;
+    let (control_plane, node, customer) = node_of_one(|config| config.max_requests = 1).await;
     let long = chat(json!({ "stream": true, "max_tokens": 4000 }));
     let mut running = Events::of(node.post(customer.key.reveal(), &long).await);
     running.next().await.expect("it runs");

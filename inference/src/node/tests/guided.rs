@@ -1,20 +1,12 @@
 //! Answers that follow a grammar, whatever the model would rather say: the simulated device draws
 //! tokens at random.
 
-use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, chat, text};
+use super::harness::{chat, node_of_one, text};
 use super::sse::{self, Events};
 use crate::config::{Config, Device};
 use lorikeet_compute::backend::cpu::CpuConfig;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-
-async fn node_of_one(tweak: impl FnOnce(&mut Config)) -> (ControlPlane, Node, Customer) {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, tweak).await;
-    (control_plane, node, customer)
-}
 
 pub fn under_schema(schema: &Value) -> Value {
     let schema = json!({ "name": "answer", "schema": schema, "strict": true });

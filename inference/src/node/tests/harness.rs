@@ -243,6 +243,14 @@ fn assert_declared(method: &str, path: &str, status: StatusCode) {
     assert!(declared || !known, "{method} {pattern} answers {status}, which is not declared");
 }
 
+/// A node that serves one customer.
+pub async fn node_of_one(tweak: impl FnOnce(&mut Config)) -> (ControlPlane, Node, Customer) {
+    let customer = Customer::new();
+    let control_plane = ControlPlane::start(customer.resources());
+    let node = Node::ready(&control_plane, tweak).await;
+    (control_plane, node, customer)
+}
+
 /// A small chat with the base model, changed by `more`.
 pub fn chat(more: Value) -> Value {
     let mut body = json!({

@@ -1,5 +1,5 @@
 use super::control_plane::{ControlPlane, SOON};
-use super::harness::{Customer, Node, chat};
+use super::harness::{Customer, Node, chat, node_of_one};
 use super::sse::Events;
 use lorikeet_contract::link::FinishReason;
 use reqwest::{Response, StatusCode};
@@ -56,9 +56,7 @@ async fn a_repeat_gets_the_same_answer_whole_or_streamed_and_only_the_first_is_b
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeat_of_what_is_running_is_told_so_and_one_after_an_error_runs() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (_control_plane, node, customer) = node_of_one(|_| {}).await;
     let long = chat(json!({ "stream": true, "max_tokens": 4000 }));
     let mut running = Events::of(send(&node, &customer, "long", &long).await);
     running.next().await.expect("it runs");
@@ -77,9 +75,7 @@ async fn a_repeat_of_what_is_running_is_told_so_and_one_after_an_error_runs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_lost_the_connection_finds_the_whole_answer_and_pays_once() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let body = chat(json!({ "stream": true, "max_tokens": 300, "ignore_eos": true }));
     let mut cut = Events::of(send(&node, &customer, "k", &body).await);
     cut.next().await.expect("it runs");

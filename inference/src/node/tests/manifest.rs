@@ -1,5 +1,5 @@
 use super::control_plane::{ControlPlane, EPOCH, snapshot};
-use super::harness::{Customer, Node, adapter};
+use super::harness::{Customer, Node, adapter, node_of_one};
 use lorikeet_contract::link::{
     AdapterState, ResourceKind, ResourceRef, UsageKind, revocation::Target,
 };
@@ -135,9 +135,7 @@ async fn a_node_restarted_without_the_control_plane_serves_what_it_knew() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_resource_that_a_node_cannot_use_is_rejected_by_name_and_the_rest_is_served() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     control_plane.acknowledged(1).await;
     let mut foreign = customer.adapter("foreign", AdapterState::Servable);
     foreign.base_weights_digest = vec![2; 32];
@@ -162,9 +160,7 @@ async fn a_resource_that_a_node_cannot_use_is_rejected_by_name_and_the_rest_is_s
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_nodes_follow_one_control_plane_and_ship_their_own_logs() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let twin = Node::ready(&control_plane, |_| {}).await;
     let later = Customer::new();
     control_plane.publish(later.resources()).await;

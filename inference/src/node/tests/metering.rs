@@ -1,5 +1,5 @@
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, chat};
+use super::harness::{Customer, Node, chat, node_of_one};
 use super::sse::{self, Events};
 use crate::config::{Config, Device};
 use lorikeet_compute::backend::sim::{SimConfig, SimCost};
@@ -27,9 +27,7 @@ async fn begun(node: &Node, customer: &Customer, chunks: usize) -> (Events, usiz
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_goes_away_cancels_its_request_and_pays_for_what_it_was_sent() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, slowly).await;
+    let (control_plane, node, customer) = node_of_one(slowly).await;
     let (events, received) = begun(&node, &customer, 5).await;
     drop(events);
     let cancelled = |s: &super::control_plane::Seen| s.finals_with(FinishReason::Cancelled);
@@ -52,9 +50,7 @@ async fn a_client_that_goes_away_cancels_its_request_and_pays_for_what_it_was_se
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_cache_had_of_a_prompt_is_accounted_also_when_the_answer_is_cut_short() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, slowly).await;
+    let (control_plane, node, customer) = node_of_one(slowly).await;
     let again = |more| {
         let mut body = chat(more);
         body["messages"][0]["content"] = "Tell me of lorikeets. ".repeat(20).into();
@@ -114,9 +110,7 @@ async fn after_a_crash_each_durable_record_arrives_once_and_open_requests_are_cl
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn usage_made_while_the_control_plane_is_away_arrives_when_it_is_back() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     node.chat(&customer, json!({})).await;
     control_plane.until("a first final", |s| s.finals().len() == 1).await;
     let killed = control_plane.kill();
@@ -132,9 +126,7 @@ async fn usage_made_while_the_control_plane_is_away_arrives_when_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_stops_in_order_ends_its_requests_and_ships_their_usage() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, slowly).await;
+    let (control_plane, node, customer) = node_of_one(slowly).await;
     let request = chat(json!({ "stream": true, "max_tokens": 40 }));
     let mut events = Events::of(node.post(customer.key.reveal(), &request).await);
     events.next().await.expect("it has begun");
@@ -171,9 +163,7 @@ async fn a_node_that_has_ended_has_closed_every_account_and_let_go_of_its_direct
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn usage_that_a_restored_database_lost_is_shipped_again() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     for count in 1..=3 {
         node.chat(&customer, json!({})).await;
         control_plane.until("its final", |s| s.finals().len() == count).await;

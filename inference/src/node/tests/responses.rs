@@ -1,5 +1,4 @@
-use super::control_plane::ControlPlane;
-use super::harness::{Customer, MODEL, Node};
+use super::harness::{MODEL, node_of_one};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -26,9 +25,7 @@ pub fn events(body: &str) -> Vec<(String, Value)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_response_comes_whole_or_as_events_in_their_order_and_both_say_the_same() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (_control_plane, node, customer) = node_of_one(|_| {}).await;
     let post =
         async |more| node.post_to("/v1/responses", customer.key.reveal(), &request(more)).await;
     let response = post(json!({ "metadata": { "a": "b" } })).await;
@@ -86,9 +83,7 @@ async fn a_response_comes_whole_or_as_events_in_their_order_and_both_say_the_sam
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_response_that_breaks_off_says_so_in_its_last_event() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (control_plane, node, customer) = node_of_one(|_| {}).await;
     let body = request(json!({ "stream": true, "max_output_tokens": 4000 }));
     let mut response = node.post_to("/v1/responses", customer.key.reveal(), &body).await;
     let mut seen = response.chunk().await.expect("a first piece").expect("some").to_vec();

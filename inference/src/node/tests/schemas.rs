@@ -3,7 +3,7 @@
 
 use super::control_plane::ControlPlane;
 use super::guided::under_schema;
-use super::harness::{Customer, MODEL, Node, text};
+use super::harness::{Customer, MODEL, Node, node_of_one, text};
 use super::telemetry::metrics;
 use crate::config::{Config, Device};
 use crate::guidance::schemas::{Features, Generator};
@@ -79,9 +79,7 @@ fn run(script: &str, vars: &[(&str, &str)], input: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_hundred_random_schemas_under_load_give_only_valid_answers() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |config: &mut Config| {
+    let (_control_plane, node, customer) = node_of_one(|config: &mut Config| {
         config.max_requests = 256;
         let Device::Sim(sim) = &mut config.device else { panic!("a simulated device") };
         sim.capacity.pipeline_depth = 2;
@@ -120,9 +118,7 @@ async fn random_schemas_hold_the_real_model_on_the_cpu_too() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_official_client_parses_chats_and_responses_by_pydantic_and_sends_what_vllm_knows() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |_| {}).await;
+    let (_control_plane, node, customer) = node_of_one(|_| {}).await;
     let (base, key) = (node.url("/v1"), customer.key.reveal().to_owned());
     let client = move || {
         let vars = [("BASE_URL", base.as_str()), ("API_KEY", &key), ("MODEL", MODEL)];

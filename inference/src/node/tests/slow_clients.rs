@@ -1,7 +1,7 @@
 //! Clients that send or read slowly, on purpose or not.
 
 use super::control_plane::{ControlPlane, SOON, Seen};
-use super::harness::{Customer, Node, chat};
+use super::harness::{Customer, Node, chat, node_of_one};
 use crate::config::{Config, Device};
 use lorikeet_compute::backend::sim::{SimConfig, SimCost};
 use lorikeet_contract::link::FinishReason;
@@ -45,9 +45,7 @@ fn large() -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_comes_slowly_is_refused() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |config| {
+    let (_control_plane, node, customer) = node_of_one(|config| {
         config.read_body_within = Duration::from_millis(300);
     })
     .await;
@@ -64,9 +62,7 @@ async fn a_body_that_comes_slowly_is_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_that_stops_is_cut_off_and_pays_for_what_it_took() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |config| {
+    let (control_plane, node, customer) = node_of_one(|config| {
         config.patience.reading = Duration::from_millis(500);
     })
     .await;

@@ -2,7 +2,7 @@
 
 use super::collector::{Collector, attributes};
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, adapter, chat, store_adapter};
+use super::harness::{Customer, Node, adapter, chat, node_of_one, store_adapter};
 use super::sse::Events;
 use crate::config::{Config, Device};
 use lorikeet_compute::backend::sim::{SimConfig, SimCost};
@@ -161,9 +161,7 @@ async fn every_metric_is_documented_and_the_dashboard_shows_those_that_there_are
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn routers_find_who_runs_and_who_waits_under_the_names_that_they_read() {
-    let customer = Customer::new();
-    let control_plane = ControlPlane::start(customer.resources());
-    let node = Node::ready(&control_plane, |config| {
+    let (control_plane, node, customer) = node_of_one(|config| {
         slowly(config);
         config.scheduler.max_num_seqs = 1;
     })

@@ -2,7 +2,7 @@
 //! real model says is forced.
 
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, MODEL, Node};
+use super::harness::{Customer, MODEL, Node, node_of_one};
 use super::sse::Events;
 use crate::config::{Config, Device, ToolCalls};
 use crate::fixture::base_model;
@@ -20,9 +20,7 @@ struct Rig {
 
 impl Rig {
     async fn start(tweak: impl FnOnce(&mut Config)) -> Self {
-        let customer = Customer::new();
-        let control_plane = ControlPlane::start(customer.resources());
-        let node = Node::ready(&control_plane, tweak).await;
+        let (control_plane, node, customer) = node_of_one(tweak).await;
         Self { _control_plane: control_plane, node, customer }
     }
 

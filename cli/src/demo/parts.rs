@@ -14,7 +14,7 @@ use std::time::Duration;
 const BUCKET: &str = "lorikeet";
 
 /// Of the user's environment, what parts keep: where things are, and the node's tuning.
-const KEPT: [&str; 28] = [
+const KEPT: &[&str] = &[
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",
@@ -23,10 +23,16 @@ const KEPT: [&str; 28] = [
     "LORIKEET_ADAPTER_DOWNLOAD_SECONDS",
     "LORIKEET_ADAPTER_HOST_BYTES",
     "LORIKEET_CACHE",
+    "LORIKEET_CLIENT_BODY_SECONDS",
+    "LORIKEET_CLIENT_HEAD_SECONDS",
+    "LORIKEET_CLIENT_READ_SECONDS",
+    "LORIKEET_CORS_ORIGINS",
     "LORIKEET_DEVICE",
+    "LORIKEET_KV_CACHE_DTYPE",
     "LORIKEET_KV_TOKENS",
     "LORIKEET_LOG",
     "LORIKEET_LOG_FORMAT",
+    "LORIKEET_MAX_CONNECTIONS",
     "LORIKEET_MAX_NUM_BATCHED_TOKENS",
     "LORIKEET_MAX_NUM_SEQS",
     "LORIKEET_MAX_REQUESTS",
@@ -168,8 +174,8 @@ impl Parts<'_> {
         vars: Vec<(&str, String)>,
     ) -> anyhow::Result<Spec> {
         let mut env: BTreeMap<String, String> = KEPT
-            .into_iter()
-            .filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)))
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
             .collect();
         env.insert(MARK.into(), text(self.home.dir())?);
         env.extend(vars.into_iter().map(|(name, value)| (name.to_owned(), value)));

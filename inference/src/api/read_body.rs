@@ -16,6 +16,10 @@ use tokio_stream::StreamExt;
 /// is no more, a request is refused as by a full queue.
 const ROOM_KIB: usize = 512 << 10;
 
+/// Of a body that is too large so much is read and dropped, so that its client has sent it and reads
+/// why it is refused, instead of a broken connection.
+const READ_AT_MOST: usize = 4 * MAX_BODY_BYTES;
+
 const KIB: usize = 1024;
 
 pub struct Bodies {
@@ -40,24 +44,31 @@ impl Bodies {
     }
 
     async fn read_all(&self, body: Body) -> Result<(Bytes, Held), ApiError> {
-        let too_large = || ApiError::BodyTooLarge { limit: MAX_BODY_BYTES };
-        if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
-            return Err(too_large());
+        let too_large = ApiError::BodyTooLarge { limit: MAX_BODY_BYTES };
+        if body.size_hint().lower() > READ_AT_MOST as u64 {
+            return Err(too_large);
         }
-        let (mut whole, mut held) = (Vec::new(), Held::None);
+        let mut is_too_large = body.size_hint().lower() > MAX_BODY_BYTES as u64;
+        let (mut whole, mut held, mut length) = (Vec::new(), Held::None, 0);
         let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
             let piece = piece.map_err(|_| ApiError::Invalid {
                 message: "The body could not be read.".into(),
                 param: None,
             })?;
-            if whole.len() + piece.len() > MAX_BODY_BYTES {
-                return Err(too_large());
+            length += piece.len();
+            is_too_large |= length > MAX_BODY_BYTES;
+            if length > READ_AT_MOST {
+                break;
+            }
+            if is_too_large {
+                (whole, held) = (Vec::new(), None);
+                continue;
             }
             whole.extend_from_slice(&piece);
-            self.hold(&mut held, whole.len().div_ceil(KIB))?;
+            self.hold(&mut held, length.div_ceil(KIB))?;
         }
-        Ok((whole.into(), held))
+        if is_too_large { Err(too_large) } else { Ok((whole.into(), held)) }
     }
 
     fn hold(&self, held: &mut Held, kib: usize) -> Result<(), ApiError> {
@@ -116,9 +127,11 @@ mod tests {
     #[tokio::test]
     async fn a_body_is_too_large_whether_or_not_it_tells_its_length() {
         let bodies = bodies(ROOM_KIB);
-        for body in [Body::from(vec![b'x'; MAX_BODY_BYTES + 1]), in_pieces(MAX_BODY_BYTES + 1)] {
+        let sizes = [MAX_BODY_BYTES + 1, READ_AT_MOST + 1];
+        for body in sizes.into_iter().flat_map(|n| [Body::from(vec![b'x'; n]), in_pieces(n)]) {
             let refused = bodies.read(body).await;
             assert!(matches!(refused, Err(ApiError::BodyTooLarge { .. })));
+            assert_eq!(bodies.room.available_permits(), ROOM_KIB, "it takes no room");
         }
     }
 }

@@ -85,6 +85,8 @@ pub(super) struct Entry {
     pub pin: Option<PinState>,
     /// What it needs on the device; known from its first read on.
     pub device_size: Option<u64>,
+    /// Its pin does not count while an adapter is needed that displaces pins.
+    pub is_displaced: bool,
     /// Uploads that the device has refused for want of room, since the last that it took.
     pub refused_uploads: u32,
 }
@@ -104,6 +106,7 @@ impl Entry {
             forgotten: false,
             pin: None,
             device_size: None,
+            is_displaced: false,
             refused_uploads: 0,
         }
     }
@@ -118,7 +121,7 @@ impl Entry {
     }
 
     pub fn is_wanted(&self) -> bool {
-        self.is_demanded() || self.is_held()
+        self.is_demanded() || (self.is_held() && !self.is_displaced)
     }
 
     /// In no tier, and nothing under way.

@@ -4,7 +4,8 @@
 //! order while they fit their tenant's quotas and [`PINNED_PART`] of the node's host memory, device
 //! memory and slots; the rest is everybody's. One that does not fit is refused: the adapter is then
 //! loaded on demand like any other, and operators are told. An adapter so large that it has no room
-//! beside the pins even alone displaces them, the most dispensable first; they come back after it.
+//! beside the pins even alone displaces them, the most dispensable first; they come back when nobody needs it any more. Sooner, the
+//! two would displace each other in turns, each of which costs the others a turn.
 
 use super::{Residency, TenantShare};
 use crate::adapters::{AdapterKey, AdapterManifest};
@@ -120,17 +121,19 @@ impl Residency {
     }
 
     /// Decides which pins are held when something that this rests on has changed, and wants those
-    /// that are not in place.
+    /// that are not in place, unless an adapter is needed that displaces them.
     pub(super) fn settle_pins(&mut self, now: Instant) {
         if std::mem::take(&mut self.pins.stale) {
             self.hold_pins();
             self.changes += 1;
         }
+        let is_displaced = self.pins.all.slots > 0 && self.is_displacing_needed();
         for Pin { manifest, .. } in &self.pins.pins {
             let Some(entry) = self.entries.get_mut(&manifest.key) else { continue };
             if !entry.is_held() {
                 continue;
             }
+            entry.is_displaced = is_displaced;
             if entry.failure.as_ref().is_some_and(|failure| failure.retry_at <= now) {
                 entry.failure = None;
             }
@@ -138,6 +141,19 @@ impl Residency {
                 self.wanted.push_back(manifest.key);
             }
         }
+    }
+
+    fn is_displacing_needed(&self) -> bool {
+        let places = self.wanted.iter().chain(&self.device.members);
+        let needed = places.filter_map(|key| Some((*key, self.entries.get(key)?)));
+        let mut needed = needed.filter(|(_, entry)| entry.is_demanded() && !entry.is_held());
+        needed.any(|(key, entry)| {
+            let Some(host) = entry.manifest.as_ref().map(|manifest| manifest.bytes) else {
+                return false;
+            };
+            self.displaces_pins_in_host(key, host)
+                || self.displaces_pins_on_device(key, entry.device_size.unwrap_or(host))
+        })
     }
 
     fn hold_pins(&mut self) {

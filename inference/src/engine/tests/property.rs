@@ -323,3 +323,38 @@ proptest! {
         rig.engine.assert_idle();
     }
 }
+
+/// A pin and the adapter that has no room beside it would displace each other in turns, while the host copy
+/// of the pin kept out the adapter whose sequence holds the blocks that the others wait for.
+#[test]
+fn a_displaced_pin_waits_until_nobody_needs_what_displaced_it() {
+    let memory = Memory {
+        num_blocks: 14,
+        device: 20,
+        host: 22,
+        disk: 48,
+        max_slots: 2,
+        max_num_seqs: 3,
+        max_num_batched_tokens: 1,
+        pipeline_depth: 1,
+        upload_ms: 3,
+        failing: None,
+    };
+    let ask = |tenant, adapter, text, prompt_len, max_tokens, deadline_ms| {
+        Op::Submit(Ask { tenant, adapter, text, prompt_len, max_tokens, deadline_ms })
+    };
+    let mut rig = Rig::new(&setup(&memory));
+    let ops = vec![
+        Op::Pin(vec![0]),
+        ask(2, Some(4), 0, 7, 11, None),
+        ask(0, Some(0), 0, 9, 1, None),
+        ask(1, Some(0), 0, 1, 5, None),
+        ask(1, Some(4), 0, 9, 9, None),
+        ask(1, Some(1), 0, 17, 1, None),
+        ask(0, None, 0, 9, 4, None),
+        ask(1, Some(1), 2, 6, 16, None),
+        ask(2, None, 0, 21, 1, Some(7)),
+    ];
+    let mut asked = perform(&mut rig, ops);
+    rig.finish(&mut asked.iter_mut().map(|(_, reader)| reader).collect::<Vec<_>>());
+}

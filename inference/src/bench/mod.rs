@@ -12,7 +12,7 @@ use crate::scheduler::SchedulerConfig;
 use adapters::{AdapterSet, RandomStore};
 use anyhow::Context;
 use client::{Client, Loader, request};
-use lorikeet_compute::backend::cpu::{CpuBackend, CpuConfig};
+use lorikeet_compute::backend::cpu::{self, CpuConfig};
 use lorikeet_compute::backend::cuda::check::random_model;
 use lorikeet_compute::backend::cuda::{CudaBackend, CudaConfig};
 use lorikeet_compute::backend::sim::{SimBackend, SimConfig};
@@ -216,9 +216,7 @@ fn backend(
     let model = ModelConfig { rope: Rope::plain(500_000.0), ..ModelConfig::plain(spec) };
     match device {
         BenchDevice::Cuda(config) => Ok(Box::new(CudaBackend::dummy(&model, seed, config)?)),
-        BenchDevice::Cpu(config) => {
-            Ok(Box::new(CpuBackend::new(&random_model(model.spec), config)?))
-        }
+        BenchDevice::Cpu(config) => cpu::backend(&random_model(model.spec), config),
         BenchDevice::Sim(config) => {
             let vocab_size = model.spec.vocab_size;
             Ok(Box::new(SimBackend::new(SimConfig { vocab_size, ..config })))

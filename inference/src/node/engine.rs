@@ -4,7 +4,7 @@ use crate::adapters::ObjectStore;
 use crate::adapters::loader::AdapterSource;
 use crate::config::{Config, Device};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle};
-use lorikeet_compute::backend::cpu::CpuBackend;
+use lorikeet_compute::backend::cpu;
 use lorikeet_compute::backend::cuda::{self, CudaBackend};
 use lorikeet_compute::backend::sim::{SimBackend, SimConfig};
 use lorikeet_compute::backend::{Backend, BackendError};
@@ -76,9 +76,7 @@ fn choose(device: Device) -> Device {
 fn backend(device: Device, weights: &ModelWeights) -> Result<Box<dyn Backend>, BackendError> {
     match device {
         Device::Cuda(config) => Ok(Box::new(CudaBackend::new(weights, config)?)),
-        Device::Auto { cpu: config, .. } | Device::Cpu(config) => {
-            Ok(Box::new(CpuBackend::new(weights, config)?))
-        }
+        Device::Auto { cpu: config, .. } | Device::Cpu(config) => cpu::backend(weights, config),
         Device::Sim(config) => {
             let vocab_size = weights.config.spec.vocab_size;
             Ok(Box::new(SimBackend::new(SimConfig { vocab_size, ..config })))

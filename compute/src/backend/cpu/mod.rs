@@ -77,7 +77,7 @@ impl Default for CpuConfig {
 }
 
 /// Weights, activations into the kernels, keys and values in `T`; everything else in f32.
-pub struct CpuBackend<T = bf16> {
+pub(crate) struct CpuBackend<T = bf16> {
     model: Arc<PackedModel<T>>,
     limits: Limits,
     max_slots: u32,
@@ -103,6 +103,15 @@ struct ThreadState<T> {
     drawn: Drawn,
 }
 
+/// The backend in bf16. The one way to it from other crates: generic code is compiled where it is first
+/// used with its types, and this crate is the one that is built to be fast.
+pub fn backend(
+    weights: &ModelWeights,
+    config: CpuConfig,
+) -> Result<Box<dyn Backend>, BackendError> {
+    Ok(Box::new(CpuBackend::new(weights, config)?))
+}
+
 impl CpuBackend<bf16> {
     /// Packs the weights; they are not needed afterwards. An error when they are not of the sizes
     /// that their configuration says.
@@ -111,9 +120,10 @@ impl CpuBackend<bf16> {
     }
 }
 
+#[cfg(test)]
 impl CpuBackend<f32> {
     /// Computes in f32 throughout: slow, for comparison with exact references.
-    pub fn exact(weights: &ModelWeights, config: CpuConfig) -> Result<Self, BackendError> {
+    pub(crate) fn exact(weights: &ModelWeights, config: CpuConfig) -> Result<Self, BackendError> {
         Self::with_isa(weights, config, Isa::detect())
     }
 }

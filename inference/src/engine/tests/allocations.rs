@@ -6,9 +6,9 @@ use crate::adapters::loader::{AdapterLoader, LoadEvent};
 use crate::adapters::residency::LoadAction;
 use crate::engine::{Engine, EngineConfig, EngineHandle, EngineStats};
 use crate::telemetry::EngineMetrics;
-use lorikeet_compute::backend::cpu::{CpuBackend, CpuConfig};
+use lorikeet_compute::backend::cpu::{self, CpuConfig};
 use lorikeet_compute::backend::cuda::check::{AdapterShape, random_adapter, random_model};
-use lorikeet_compute::backend::{Backend, HostAdapter, HostAllocator};
+use lorikeet_compute::backend::{HostAdapter, HostAllocator};
 use lorikeet_contract::adapter::Dtype;
 use lorikeet_contract::{BaseModelSpec, Linear, WeightsDigest};
 use lorikeet_kit::allocations;
@@ -66,7 +66,7 @@ impl AdapterLoader for Made {
 fn engine() -> (Engine, EngineHandle) {
     // One thread, which is this one: the others would run the same code uncounted.
     let config = CpuConfig { threads: 1, kv_tokens: 16 << 10, ..CpuConfig::default() };
-    let backend = CpuBackend::new(&random_model(spec()), config).expect("a backend");
+    let backend = cpu::backend(&random_model(spec()), config).expect("a backend");
     let loader = Made { memory: backend.host_allocator(), events: Vec::new() };
     let config = EngineConfig { base: spec(), ..Setup::default().config() };
     let (sender, commands) = mpsc::channel(100);
@@ -74,8 +74,7 @@ fn engine() -> (Engine, EngineHandle) {
     let metrics = Arc::new(EngineMetrics::default());
     let thread = std::thread::current();
     let handle = EngineHandle::new(sender, config.max_requests, watch, metrics.clone(), thread);
-    let (backend, loader) = (Box::new(backend), Box::new(loader));
-    (Engine::new(config, backend, loader, commands, stats, metrics), handle)
+    (Engine::new(config, backend, Box::new(loader), commands, stats, metrics), handle)
 }
 
 /// Long enough that what grows with a sequence has its size, and short enough that it keeps it.

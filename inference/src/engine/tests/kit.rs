@@ -8,7 +8,7 @@ use crate::engine::{EngineConfig, EngineHandle, spawn};
 use crate::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
 use crate::share::TenantShare;
-use lorikeet_compute::backend::cpu::{CpuBackend, CpuConfig};
+use lorikeet_compute::backend::cpu::{self, CpuConfig};
 use lorikeet_contract::adapter::testing::RandomAdapter;
 use lorikeet_contract::adapter::{ArtifactHeader, inspect, pack};
 use lorikeet_contract::{ContentDigest, Linear};
@@ -91,8 +91,9 @@ pub fn start(root: &Path, device_bytes: u64, residency: ResidencyConfig) -> Engi
         directory: root.join("cache"),
         runtime: tokio::runtime::Handle::current(),
     };
-    let cpu = CpuConfig { kv_tokens: 8192, adapter_bytes: device_bytes, ..CpuConfig::default() };
-    let backend = move || Ok(Box::new(CpuBackend::new(model, cpu)?) as _);
+    let cpu_config =
+        CpuConfig { kv_tokens: 8192, adapter_bytes: device_bytes, ..CpuConfig::default() };
+    let backend = move || cpu::backend(model, cpu_config);
     spawn(config, source, backend).unwrap().0
 }
 

@@ -12,7 +12,7 @@ use axum::Router;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::routing::get;
 use lorikeet_compute::backend::Backend;
-use lorikeet_compute::backend::cpu::{CpuBackend, CpuConfig};
+use lorikeet_compute::backend::cpu::{self, CpuConfig};
 use lorikeet_compute::backend::sim::{SimBackend, SimConfig, SimCost};
 use lorikeet_contract::ContentDigest;
 use std::net::SocketAddr;
@@ -102,7 +102,7 @@ fn start(root: &Path, store: SocketAddr) -> EngineHandle {
     let on_cpu = std::env::var_os("LORIKEET_SLOW_STORE_CPU").is_some();
     let backend = move || -> Result<Box<dyn Backend>, _> {
         if on_cpu {
-            return Ok(Box::new(CpuBackend::new(model, CpuConfig::default())?));
+            return cpu::backend(model, CpuConfig::default());
         }
         let vocab_size = model.config.spec.vocab_size;
         let cost = SimCost { step: STEP, ..SimCost::FREE };

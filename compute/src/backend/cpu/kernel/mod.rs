@@ -78,7 +78,8 @@ impl Isa {
         Isa(Level::Portable)
     }
 
-    /// Every one that this processor has; for tests.
+    /// Every one that this processor has.
+    #[cfg(test)]
     pub fn available() -> Vec<Self> {
         let levels: &[Level] = match Self::detect().0 {
             Level::Avx512 => &[Level::Avx512, Level::Avx2, Level::Portable],

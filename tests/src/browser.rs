@@ -5,6 +5,8 @@ use fantoccini::elements::Element;
 use fantoccini::{Client, ClientBuilder, Locator};
 use lorikeet_kit::ReservedPort;
 use serde_json::json;
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ pub struct Browser {
     driver: Child,
     pub client: Client,
     _profile: tempfile::TempDir,
-    _port: ReservedPort,
+    port: ReservedPort,
 }
 
 impl Browser {
@@ -42,7 +44,7 @@ impl Browser {
             }
         }
         let client = browser.context("a browser")?;
-        Ok(Self { driver, client, _profile: profile, _port: port })
+        Ok(Self { driver, client, _profile: profile, port })
     }
 
     pub async fn go(&self, url: &str) -> Result<()> {
@@ -96,8 +98,21 @@ async fn connect(port: u16, profile: &Path) -> Result<Client> {
     Ok(builder.capabilities(capabilities).connect(&format!("http://127.0.0.1:{port}")).await?)
 }
 
+/// Ends the driver and, first, the browser that it started and that would outlive it.
+fn shut_down(port: u16) -> std::io::Result<()> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(
+        stream,
+        "GET /shutdown HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+    )?;
+    std::io::copy(&mut stream, &mut std::io::sink())?;
+    Ok(())
+}
+
 impl Drop for Browser {
     fn drop(&mut self) {
+        let _ = shut_down(self.port.number());
         let _ = self.driver.kill();
         let _ = self.driver.wait();
     }

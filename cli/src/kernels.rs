@@ -1,7 +1,7 @@
 //! `lorikeet kernels check`: the GPU's kernels against slow computations on the host.
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use lorikeet_compute::backend::cuda::check::{self, Outcome};
 use lorikeet_compute::backend::cuda::{CudaConfig, probe};
 use std::fs::File;
@@ -18,12 +18,9 @@ pub struct CheckArgs {
     /// The GPU's number.
     #[arg(long, default_value_t = 0)]
     device: u32,
-    /// Whole models only.
-    #[arg(long, conflicts_with = "no_models")]
-    only_models: bool,
-    /// Single kernels only.
-    #[arg(long)]
-    no_models: bool,
+    /// Nothing but these parts.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PART")]
+    only: Vec<Part>,
     /// A real model's file, to be compared with the references of a kit; nothing else runs.
     #[arg(long, requires = "kit")]
     model: Option<PathBuf>,
@@ -36,6 +33,18 @@ pub struct CheckArgs {
     /// Write all outcomes to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Each kernel by itself
+    Kernels,
+    /// Whole random models, with adapters of every kind
+    Models,
+    /// What the models of single families have
+    Families,
+    /// Thousands of steps with adapters coming and going
+    Steps,
 }
 
 pub fn run(command: KernelsCommand) -> anyhow::Result<()> {
@@ -55,11 +64,16 @@ pub fn run(command: KernelsCommand) -> anyhow::Result<()> {
     if let (Some(model), Some(kit)) = (&args.model, &args.kit) {
         check::kit(&config, model, kit, &mut report)?;
     } else {
-        if !args.only_models {
-            check::kernels(&config, &mut report)?;
-        }
-        if !args.no_models {
-            check::models(&config, &mut report)?;
+        for part in Part::value_variants() {
+            if !args.only.is_empty() && !args.only.contains(part) {
+                continue;
+            }
+            match part {
+                Part::Kernels => check::kernels(&config, &mut report)?,
+                Part::Models => check::models(&config, &mut report)?,
+                Part::Families => check::families(&config, &mut report)?,
+                Part::Steps => check::steps(&config, &mut report)?,
+            }
         }
     }
     if let Some(path) = args.json {

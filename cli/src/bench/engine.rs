@@ -2,13 +2,16 @@
 
 use super::machine::{Card, Setting};
 use super::progress::Bar;
+use super::table::{print, print_head};
+use anyhow::bail;
 use clap::ValueEnum;
 use lorikeet_compute::backend::cpu::CpuConfig;
 use lorikeet_compute::backend::cuda::{CudaConfig, Precision, check};
 use lorikeet_compute::backend::sim::SimConfig;
+use lorikeet_compute::model::load_config;
 use lorikeet_contract::{BaseModelSpec, Linear};
 use lorikeet_inference::bench::{
-    self, BenchConfig, BenchDevice, BenchReport, Loading, LoadingBy, Percentiles, Phase,
+    self, BenchConfig, BenchDevice, BenchReport, BenchWeights, Loading, LoadingBy, Phase,
 };
 use lorikeet_inference::scheduler::SchedulerConfig;
 use serde::Serialize;
@@ -36,8 +39,10 @@ pub enum Shape {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum LoadFormat {
-    /// Seeded random weights.
+    /// Seeded random weights of a --shape
     Dummy,
+    /// What --model names, read as a node reads it
+    Safetensors,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -92,7 +97,9 @@ impl FromStr for MostRows {
 #[command(after_help = "Examples:\n  \
     lorikeet bench engine --device cpu --shape smollm2 --concurrency 1,4,8,16 \\\n    \
     --prompt-tokens 64 --output-tokens 64 --adapters 8\n  \
-    lorikeet bench engine --device sim --shape smollm2 --adapters 16 --adapter-device-slots 8")]
+    lorikeet bench engine --device sim --shape smollm2 --adapters 16 --adapter-device-slots 8\n  \
+    lorikeet bench model ./model --shape smollm2\n  \
+    lorikeet bench engine --device cpu --load-format safetensors --model ./model")]
 pub struct Args {
     #[command(flatten)]
     load: Load,
@@ -123,11 +130,14 @@ struct Load {
 pub struct Setup {
     #[arg(long, value_enum)]
     device: DeviceName,
-    /// Sizes of the model
-    #[arg(long, value_enum)]
-    shape: Shape,
+    /// Sizes of a model whose weights are made up
+    #[arg(long, value_enum, required_unless_present = "model", conflicts_with = "model")]
+    shape: Option<Shape>,
     #[arg(long, value_enum, default_value = "dummy")]
     load_format: LoadFormat,
+    /// A model's directory, for --load-format safetensors; `bench model` writes one
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
     #[arg(long, value_enum, default_value = "none")]
     quantization: Quantization,
     /// Of keys and values
@@ -254,9 +264,11 @@ impl Setup {
 
     pub async fn measure(&self, case: Case) -> anyhow::Result<BenchReport> {
         let directory = std::env::temp_dir().join(format!("lorikeet-bench-{}", std::process::id()));
+        let (weights, spec) = self.weights()?;
         let config = BenchConfig {
             device: self.device(case),
-            spec: self.spec(),
+            weights,
+            spec,
             scheduler: SchedulerConfig {
                 max_num_seqs: self.max_num_seqs,
                 // The device's own measure then bounds it.
@@ -306,9 +318,20 @@ impl Setup {
         report
     }
 
-    fn spec(&self) -> BaseModelSpec {
-        let LoadFormat::Dummy = self.load_format;
-        self.shape.spec()
+    fn weights(&self) -> anyhow::Result<(BenchWeights, BaseModelSpec)> {
+        match (self.load_format, self.shape, &self.model) {
+            (LoadFormat::Dummy, Some(shape), _) => Ok((BenchWeights::Random, shape.spec())),
+            (LoadFormat::Safetensors, _, Some(path)) => {
+                let spec = load_config(path, None)?.spec;
+                Ok((BenchWeights::Files(path.clone()), spec))
+            }
+            (LoadFormat::Dummy, None, _) => {
+                bail!("a --model is read with --load-format safetensors alone")
+            }
+            (LoadFormat::Safetensors, _, None) => {
+                bail!("--load-format safetensors needs a --model, not a --shape")
+            }
+        }
     }
 
     fn device(&self, case: Case) -> BenchDevice {
@@ -351,39 +374,5 @@ impl Setup {
                 BenchDevice::Sim(sim)
             }
         }
-    }
-}
-
-pub fn print_head() {
-    println!("{:>11} {:>10} {:>24} {:>24} {:>24}", "", "output", "TTFT ms", "TPOT ms", "ITL ms");
-    println!(
-        "{:>11} {:>10} {:>24} {:>24} {:>24}",
-        "concurrency", "tok/s", "p50 / p90 / p99", "p50 / p90 / p99", "p50 / p90 / p99"
-    );
-}
-
-pub fn print(name: &str, report: &BenchReport) {
-    let show = |p: Percentiles| format!("{:.2} / {:.2} / {:.2}", p.p50, p.p90, p.p99);
-    let cpu =
-        report.cpu_ms_per_output_token.map_or("".into(), |ms| format!(", {ms:.3} CPU ms/token"));
-    println!(
-        "{name:>11} {:>10.0} {:>24} {:>24} {:>24}   ({} requests, {:.0} tok/s counted, steps of {} rows, start {:.1} s{cpu})",
-        report.output_tokens_per_second,
-        show(report.ttft),
-        show(report.tpot),
-        show(report.itl),
-        report.requests,
-        report.counted_tokens_per_second,
-        report.max_rows,
-        report.start_seconds,
-    );
-    if let Some(loading) = &report.loading {
-        println!(
-            "{:>11} {} loads, TTFT ms: cold {}, resident {}",
-            "",
-            loading.loads,
-            show(loading.cold),
-            show(loading.resident)
-        );
     }
 }

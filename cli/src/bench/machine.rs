@@ -13,7 +13,8 @@ pub struct Setting {
     /// UTC.
     date: String,
     version: &'static str,
-    commit: Option<String>,
+    /// That was built, as the build script found it.
+    commit: Option<&'static str>,
     /// As it was typed, without keys.
     command: String,
     machine: Machine,
@@ -45,7 +46,7 @@ impl Setting {
         Self {
             date: OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default(),
             version: env!("CARGO_PKG_VERSION"),
-            commit: commit(),
+            commit: option_env!("LORIKEET_COMMIT"),
             command: without_keys(std::env::args()),
             machine: Machine {
                 cpu: line("/proc/cpuinfo", "model name"),
@@ -70,15 +71,6 @@ impl Card {
         let nvidia_smi = output("nvidia-smi", &[query, "--format=csv,noheader,nounits", &id]);
         Ok(Self { name: found.name, driver_cuda: found.driver, nvidia_smi })
     }
-}
-
-/// Of the build where the builder says it (LORIKEET_COMMIT), else of the checkout that was built.
-fn commit() -> Option<String> {
-    if let Some(commit) = option_env!("LORIKEET_COMMIT") {
-        return Some(commit.into());
-    }
-    let checkout = env!("CARGO_MANIFEST_DIR");
-    output("git", &["-C", checkout, "describe", "--always", "--dirty", "--exclude=*"])
 }
 
 /// What a program prints, if there is one and all goes well.

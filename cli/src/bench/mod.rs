@@ -4,9 +4,11 @@ mod adapters;
 mod compare;
 mod engine;
 mod machine;
+mod model;
 mod overload;
 mod progress;
 mod serve;
+mod table;
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -17,7 +19,7 @@ use tokio::runtime::{Builder, Runtime};
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Load the engine in this process: no HTTP, no tokenizer, random weights
+    /// Load the engine in this process: no HTTP, no tokenizer
     Engine(engine::Args),
     /// Load the engine with more adapters than fit its device, and compare with all of them there
     Overload(overload::Args),
@@ -27,6 +29,8 @@ pub enum Command {
     Compare(compare::Args),
     /// Write random adapters, for load tests
     Adapters(adapters::Args),
+    /// Write a random model, for measuring the start
+    Model(model::Args),
 }
 
 pub fn run(command: Command) -> anyhow::Result<()> {
@@ -37,6 +41,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => one_thread()?.block_on(serve::run(args)),
         Command::Compare(args) => one_thread()?.block_on(compare::run(args)),
         Command::Adapters(args) => adapters::run(&args),
+        Command::Model(args) => model::run(&args),
     }
 }
 

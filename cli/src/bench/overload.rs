@@ -1,7 +1,8 @@
 //! `lorikeet bench overload`: more adapters wanted than fit the device, against all of them there.
 
-use super::engine::{Case, Setup, print, print_head};
+use super::engine::{Case, Setup};
 use super::machine::Setting;
+use super::table::{print, print_head};
 use anyhow::bail;
 use lorikeet_inference::bench::BenchReport;
 use serde::Serialize;

@@ -66,8 +66,7 @@ pub enum LogitsWanted {
     /// Of every input token.
     All,
     /// No logits: the log probabilities of what stands behind each input token, which is the next one,
-    /// and `next` behind the last; and of the `top` most likely tokens there. None where the backend does
-    /// not [score tokens](super::Backend::scores_tokens).
+    /// and `next` behind the last, where nothing is drawn then; and of the `top` most likely tokens there.
     Scores { top: u8, next: Option<u32> },
 }
 

@@ -136,11 +136,6 @@ pub trait Backend: Send {
 
     fn capacity(&self) -> Capacity;
 
-    /// True when it answers [`LogitsWanted::Scores`]. Requests that need it are refused otherwise.
-    fn scores_tokens(&self) -> bool {
-        false
-    }
-
     fn host_allocator(&self) -> Arc<dyn HostAllocator>;
 
     /// Bytes the adapter will occupy on the device, at its true rank.

@@ -2,8 +2,7 @@
 //! Hugging Face names; which ones a model has, and in which shape, is decided here.
 
 use super::weights::{HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights};
-use super::{LoadProgress, ModelError, parallel};
-use half::bf16;
+use super::{LoadProgress, ModelError, Values, parallel};
 use lorikeet_contract::Linear;
 use std::collections::HashSet;
 use std::path::Path;
@@ -25,7 +24,7 @@ pub(super) trait TensorSource: Sync {
 
     /// The values in row-major order, each rounded to the nearest bf16 (ties to even), in rotate-half
     /// order. An error if the tensor is missing or has another shape.
-    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, ModelError>;
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Values, ModelError>;
 }
 
 pub(super) fn linear_name(layer: u32, linear: Linear) -> String {
@@ -61,7 +60,7 @@ pub(super) fn assemble(
     progress: &LoadProgress,
 ) -> Result<ModelWeights, ModelError> {
     check(&config).map_err(|reason| ModelError::malformed(source.path(), reason))?;
-    let wanted = wanted(&config);
+    let wanted = config.tensor_shapes();
     let known: HashSet<&str> = wanted.iter().map(|t| t.name.as_str()).collect();
     for name in source.names() {
         let ignored = config.tie_word_embeddings && name == LM_HEAD;
@@ -69,7 +68,7 @@ pub(super) fn assemble(
             return Err(ModelError::unsupported(source.path(), format!("the tensor {name}")));
         }
     }
-    progress.expect(wanted.iter().map(Wanted::weights).sum());
+    progress.expect(wanted.iter().map(TensorShape::weights).sum());
     let tensors = parallel::map(wanted.len(), |i| {
         let read = source.read(&wanted[i].name, &wanted[i].shape)?;
         progress.add(wanted[i].weights());
@@ -117,61 +116,68 @@ fn check(config: &ModelConfig) -> Result<(), String> {
     config.rope.check(spec.head_dim)
 }
 
-struct Wanted {
-    name: String,
-    shape: Vec<usize>,
+/// A tensor of a model, by its Hugging Face name.
+#[derive(Debug, Clone)]
+pub struct TensorShape {
+    pub name: String,
+    /// `out x in` of a linear, `vocabulary x hidden` of a table, one number of anything else.
+    pub shape: Vec<usize>,
 }
 
-impl Wanted {
-    fn weights(&self) -> u64 {
+impl TensorShape {
+    pub fn weights(&self) -> u64 {
         self.shape.iter().product::<usize>() as u64
     }
 }
 
-/// Every tensor of the model, in the order in which [`arrange`] takes them.
-fn wanted(config: &ModelConfig) -> Vec<Wanted> {
-    let spec = &config.spec;
-    let (vocab, hidden) = (spec.vocab_size as usize, spec.hidden_size as usize);
-    let mut wanted = vec![
-        Wanted { name: EMBEDDING.into(), shape: vec![vocab, hidden] },
-        Wanted { name: NORM.into(), shape: vec![hidden] },
-    ];
-    if !config.tie_word_embeddings {
-        wanted.push(Wanted { name: LM_HEAD.into(), shape: vec![vocab, hidden] });
+impl ModelConfig {
+    /// Every tensor of the model, in the order in which [`arrange`] takes them.
+    pub fn tensor_shapes(&self) -> Vec<TensorShape> {
+        let spec = &self.spec;
+        let (vocab, hidden) = (spec.vocab_size as usize, spec.hidden_size as usize);
+        let mut tensors = Vec::new();
+        let mut add = |name: String, shape: &[usize]| {
+            tensors.push(TensorShape { name, shape: shape.to_vec() });
+        };
+        add(EMBEDDING.into(), &[vocab, hidden]);
+        add(NORM.into(), &[hidden]);
+        if !self.tie_word_embeddings {
+            add(LM_HEAD.into(), &[vocab, hidden]);
+        }
+        for layer in 0..spec.num_layers {
+            for linear in Linear::ALL {
+                let (rows, cols) = spec.shape(linear);
+                add(linear_name(layer, linear), &[rows, cols]);
+            }
+            for &linear in &self.biased {
+                add(bias_name(layer, linear), &[spec.shape(linear).0]);
+            }
+            if self.head_norms {
+                let head_dim = spec.head_dim as usize;
+                add(query_norm_name(layer), &[head_dim]);
+                add(key_norm_name(layer), &[head_dim]);
+            }
+            add(input_norm_name(layer), &[hidden]);
+            add(post_attention_norm_name(layer), &[hidden]);
+        }
+        tensors
     }
-    for layer in 0..spec.num_layers {
-        for linear in Linear::ALL {
-            let (rows, cols) = spec.shape(linear);
-            wanted.push(Wanted { name: linear_name(layer, linear), shape: vec![rows, cols] });
-        }
-        for &linear in &config.biased {
-            let shape = vec![spec.shape(linear).0];
-            wanted.push(Wanted { name: bias_name(layer, linear), shape });
-        }
-        if config.head_norms {
-            let shape = vec![spec.head_dim as usize];
-            wanted.push(Wanted { name: query_norm_name(layer), shape: shape.clone() });
-            wanted.push(Wanted { name: key_norm_name(layer), shape });
-        }
-        wanted.push(Wanted { name: input_norm_name(layer), shape: vec![hidden] });
-        wanted.push(Wanted { name: post_attention_norm_name(layer), shape: vec![hidden] });
-    }
-    wanted
 }
 
 fn arrange(
     config: ModelConfig,
-    tensors: impl Iterator<Item = (Wanted, Vec<bf16>)>,
+    tensors: impl Iterator<Item = (TensorShape, Values)>,
 ) -> ModelWeights {
     let mut tensors = tensors;
     let mut next = || tensors.next().expect("one tensor was read for each one wanted");
-    let matrix = |(wanted, data): (Wanted, Vec<bf16>)| Matrix {
+    let matrix = |(wanted, data): (TensorShape, Values)| Matrix {
         rows: wanted.shape[0],
         cols: wanted.shape[1],
         data,
     };
-    let vector =
-        |(_, data): (Wanted, Vec<bf16>)| -> Vec<f32> { data.iter().map(|v| v.to_f32()).collect() };
+    let vector = |(_, data): (TensorShape, Values)| -> Vec<f32> {
+        data.iter().map(|v| v.to_f32()).collect()
+    };
     let embedding = matrix(next());
     let norm = vector(next());
     let lm_head = (!config.tie_word_embeddings).then(|| matrix(next()));

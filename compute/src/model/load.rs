@@ -2,8 +2,8 @@ use super::assemble::assemble;
 use super::chat_template::{TemplateSources, TemplateTokens};
 use super::gguf::Gguf;
 use super::hugging_face::HuggingFace;
-use super::{ChatMessage, ChatTemplate, FunctionCall, LoadProgress, ModelError, ModelWeights};
-use super::{Specials, TemplateError, Tokenizer, TokenizerError, ToolCall};
+use super::{ChatMessage, ChatTemplate, FunctionCall, LoadProgress, ModelConfig, ModelError};
+use super::{ModelWeights, Specials, TemplateError, Tokenizer, TokenizerError, ToolCall};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -24,43 +24,86 @@ pub enum PromptError {
     Tokenizer(#[from] TokenizerError),
 }
 
+/// What a path holds.
+enum Files {
+    Gguf(Gguf),
+    HuggingFace(HuggingFace),
+}
+
 /// Loads a `.gguf` file, or a directory in Hugging Face's layout. `name` is the model's public id;
-/// without one it is taken from the path. Reads and converts the weights on all cores.
+/// without one it is taken from the path. Reads and converts the weights on all cores; those that a
+/// file has as they are served stay there, mapped.
 pub fn load(
     path: &Path,
     name: Option<&str>,
     progress: &LoadProgress,
 ) -> Result<LoadedModel, ModelError> {
-    let id = name.map_or_else(|| id_from(path), str::to_owned);
+    let id = id(path, name);
+    match open(path)? {
+        Files::Gguf(gguf) => load_gguf(path, &gguf, &id, progress),
+        Files::HuggingFace(files) => load_hugging_face(path, &files, &id, progress),
+    }
+}
+
+/// The configuration alone. Its `weights_digest` is not known without the weights.
+pub fn load_config(path: &Path, name: Option<&str>) -> Result<ModelConfig, ModelError> {
+    match open(path)? {
+        Files::Gguf(gguf) => gguf.config(&id(path, name)),
+        Files::HuggingFace(files) => files.config(&id(path, name)),
+    }
+}
+
+/// Configuration and weights, as [`load`] reads them, of a model that nobody speaks to.
+pub fn load_weights(
+    path: &Path,
+    name: Option<&str>,
+    progress: &LoadProgress,
+) -> Result<ModelWeights, ModelError> {
+    let id = id(path, name);
+    match open(path)? {
+        Files::Gguf(gguf) => assemble(gguf.config(&id)?, &gguf, progress),
+        Files::HuggingFace(files) => assemble(files.config(&id)?, &files, progress),
+    }
+}
+
+fn open(path: &Path) -> Result<Files, ModelError> {
     if path.is_dir() {
-        return load_hugging_face(path, &id, progress);
+        return HuggingFace::open(path).map(Files::HuggingFace);
     }
     if path.is_file() && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
-        return load_gguf(path, &id, progress);
+        return Gguf::open(path).map(Files::Gguf);
     }
     // A path that does not exist says so; any other file is not a model.
     fs::metadata(path).map_err(ModelError::io(path))?;
     Err(ModelError::NotAModel { path: path.into() })
 }
 
-fn load_gguf(path: &Path, id: &str, progress: &LoadProgress) -> Result<LoadedModel, ModelError> {
-    let gguf = Gguf::open(path)?;
+fn id(path: &Path, name: Option<&str>) -> String {
+    name.map_or_else(|| id_from(path), str::to_owned)
+}
+
+fn load_gguf(
+    path: &Path,
+    gguf: &Gguf,
+    id: &str,
+    progress: &LoadProgress,
+) -> Result<LoadedModel, ModelError> {
     let config = gguf.config(id)?;
     let tokenizer = gguf.tokenizer()?;
     let template = gguf.optional_string("tokenizer.chat_template")?;
     let tool_use = gguf.optional_string("tokenizer.chat_template.tool_use")?;
     let chat_template = chat_template(path, template, tool_use, gguf.template_tokens()?)?;
     check_vocabulary(path, &tokenizer, config.spec.vocab_size)?;
-    let weights = assemble(config, &gguf, progress)?;
+    let weights = assemble(config, gguf, progress)?;
     Ok(LoadedModel { weights, tokenizer, chat_template })
 }
 
 fn load_hugging_face(
     directory: &Path,
+    files: &HuggingFace,
     id: &str,
     progress: &LoadProgress,
 ) -> Result<LoadedModel, ModelError> {
-    let files = HuggingFace::open(directory)?;
     let config = files.config(id)?;
     let path = files.tokenizer_path();
     let json = fs::read(&path).map_err(ModelError::io(&path))?;
@@ -73,7 +116,7 @@ fn load_hugging_face(
     let (chat, tool_use) = (templates.chat.as_deref(), templates.tool_use.as_deref());
     let chat_template = chat_template(directory, chat, tool_use, templates.tokens)?;
     check_vocabulary(&path, &tokenizer, config.spec.vocab_size)?;
-    let weights = assemble(config, &files, progress)?;
+    let weights = assemble(config, files, progress)?;
     Ok(LoadedModel { weights, tokenizer, chat_template })
 }
 

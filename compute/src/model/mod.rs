@@ -19,14 +19,17 @@ mod rope;
 mod tests;
 pub mod tokenizer;
 mod tools;
+mod values;
 pub mod weights;
 
+pub use assemble::TensorShape;
 pub use chat_template::{ChatMessage, ChatTemplate, TemplateError};
 pub use detokenizer::Detokenizer;
 pub use error::ModelError;
-pub use load::{LoadedModel, PromptError, load};
+pub use load::{LoadedModel, PromptError, load, load_config, load_weights};
 pub use progress::LoadProgress;
 pub use rope::{Rope, RopeScaling, RopeTable, Yarn};
 pub use tokenizer::{Specials, Tokenizer, TokenizerError};
 pub use tools::{FunctionCall, ToolCall, ToolFormat};
+pub use values::Values;
 pub use weights::{HeadNorms, LayerWeights, Matrix, ModelConfig, ModelWeights, SlidingWindow};

@@ -5,7 +5,7 @@ use super::assemble::{
     EMBEDDING, LM_HEAD, NORM, bias_name, input_norm_name, key_norm_name, linear_name,
     post_attention_norm_name, query_norm_name,
 };
-use super::{Rope, parallel};
+use super::{Rope, Values, parallel};
 use half::bf16;
 use lorikeet_contract::digest::{CHUNK_BYTES, leaf};
 use lorikeet_contract::{BaseModelSpec, ContentDigest, Linear, WeightsDigest};
@@ -46,7 +46,7 @@ pub struct SlidingWindow {
 pub struct Matrix {
     pub rows: usize,
     pub cols: usize,
-    pub data: Vec<bf16>,
+    pub data: Values,
 }
 
 /// Biases and the weights of norms are f32 that bf16 holds exactly.

@@ -273,9 +273,6 @@ impl From<RequestError> for ApiError {
             RequestError::Guidance { parameter, error } => {
                 Self::invalid(parameter, format!("Invalid `{parameter}`: {error}."))
             }
-            RequestError::NoPromptScores => {
-                Self::invalid("echo", format!("{error}: leave `echo` or `logprobs` out."))
-            }
             too_large @ RequestError::TooLarge { .. } => {
                 Self::Invalid { message: format!("{too_large}."), param: None }
             }

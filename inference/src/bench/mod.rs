@@ -9,6 +9,7 @@ mod tests;
 use crate::adapters::{AdapterManifest, ResidencyConfig, loader::AdapterSource};
 use crate::engine::{self, EngineConfig, EngineHandle, EngineState};
 use crate::scheduler::SchedulerConfig;
+use crate::telemetry::Tier;
 use adapters::{AdapterSet, RandomStore};
 use anyhow::Context;
 use client::{Client, Loader, request};
@@ -17,16 +18,18 @@ use lorikeet_compute::backend::cuda::check::random_model;
 use lorikeet_compute::backend::cuda::{CudaBackend, CudaConfig};
 use lorikeet_compute::backend::sim::{SimBackend, SimConfig};
 use lorikeet_compute::backend::{Backend, BackendError};
-use lorikeet_compute::model::{ModelConfig, Rope};
+use lorikeet_compute::model::{
+    LoadProgress, ModelConfig, ModelError, ModelWeights, Rope, load_weights,
+};
 use lorikeet_contract::{BaseModelSpec, Linear};
 use report::Observed;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use lorikeet_metrics::cpu_seconds;
-pub use report::{BenchReport, LoadingReport, Percentiles};
+pub use report::{BenchReport, LoadingReport, Percentiles, StartParts, StartReport};
 
 #[derive(Debug, Clone)]
 pub enum BenchDevice {
@@ -35,10 +38,21 @@ pub enum BenchDevice {
     Sim(SimConfig),
 }
 
-/// What runs. Weights and prompts are random, from one seed.
+/// Where the model's weights come from.
+#[derive(Debug, Clone)]
+pub enum BenchWeights {
+    /// Random, from the seed.
+    Random,
+    /// A model's directory or file, read as a node reads it.
+    Files(PathBuf),
+}
+
+/// What runs. Prompts, adapters and, mostly, weights are random, from one seed.
 #[derive(Debug, Clone)]
 pub struct BenchConfig {
     pub device: BenchDevice,
+    pub weights: BenchWeights,
+    /// Of the model, also where it is read.
     pub spec: BaseModelSpec,
     pub scheduler: SchedulerConfig,
     /// Requests under way at any time.
@@ -101,18 +115,27 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
     let others = config.loading.map(|Loading { adapters, rank, .. }| {
         store.add(&config.spec, AdapterSet { count: adapters, rank, linears: &config.linears })
     });
-    let (engine, thread) = spawn(&config, Arc::new(store))?;
+    let parts = Arc::new(OnceLock::new());
+    let (engine, thread) = spawn(&config, Arc::new(store), parts.clone())?;
     let mut stats = engine.watch();
     stats.wait_for(|s| s.state != EngineState::Starting).await?;
     if let EngineState::Stopped(reason) = engine.stats().state {
         anyhow::bail!("the engine does not start: {reason}");
     }
-    let start_seconds = started.elapsed().as_secs_f64();
+    let running = started.elapsed().as_secs_f64();
+    request(&engine, &brief(&config), None, u64::MAX - 1).await?;
+    let first_token = started.elapsed().as_secs_f64();
     let most_of_device = engine.stats().capacity.max_rows as usize;
     at(Phase::LoadingAdapters);
     // Those that stay come last.
     load(&config, &engine, others.as_deref().unwrap_or_default()).await?;
     load(&config, &engine, &adapters).await?;
+    let start = StartReport {
+        parts: parts.get().copied().unwrap_or_default(),
+        running,
+        first_token,
+        adapters: started.elapsed().as_secs_f64(),
+    };
 
     at(Phase::Measuring);
     let begin = Instant::now() + config.warm_up;
@@ -136,10 +159,12 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
         tokio::spawn(loader.run())
     });
     let own = std::process::id();
+    let swaps = || engine.metrics().into_tier(Tier::Device).succeeded.get();
     tokio::time::sleep_until(begin.into()).await;
-    let cpu_at_begin = cpu_seconds(own);
+    let (cpu_at_begin, swaps_at_begin) = (cpu_seconds(own), swaps());
     tokio::time::sleep_until(end.into()).await;
     let cpu = cpu_seconds(own).zip(cpu_at_begin);
+    let swaps = swaps() - swaps_at_begin;
     let mut timelines = Vec::new();
     for client in clients {
         timelines.extend(client.await??);
@@ -156,9 +181,10 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
         window: begin..end,
         concurrency: config.concurrency,
         output_tokens: config.output_tokens,
-        start_seconds,
+        start,
         max_rows: config.scheduler.max_num_batched_tokens.min(most_of_device),
         cpu_seconds: cpu.map(|(end, begin)| end - begin),
+        swaps,
         loaded,
     };
     Ok(observed.report())
@@ -170,11 +196,16 @@ async fn load(
     engine: &EngineHandle,
     adapters: &[Arc<AdapterManifest>],
 ) -> anyhow::Result<()> {
-    let brief = BenchConfig { prompt_tokens: 1, output_tokens: 1, ..config.clone() };
+    let brief = brief(config);
     for adapter in adapters {
         request(engine, &brief, Some(adapter.clone()), u64::MAX - 1).await?;
     }
     Ok(())
+}
+
+/// The same with the shortest requests that there are.
+fn brief(config: &BenchConfig) -> BenchConfig {
+    BenchConfig { prompt_tokens: 1, output_tokens: 1, ..config.clone() }
 }
 
 type EngineThread = std::thread::JoinHandle<Result<(), engine::EngineError>>;
@@ -182,6 +213,7 @@ type EngineThread = std::thread::JoinHandle<Result<(), engine::EngineError>>;
 fn spawn(
     config: &BenchConfig,
     store: Arc<RandomStore>,
+    parts: Arc<OnceLock<StartParts>>,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
     let engine_config = EngineConfig {
         scheduler: config.scheduler,
@@ -204,22 +236,63 @@ fn spawn(
         directory: config.directory.clone(),
         runtime: tokio::runtime::Handle::current(),
     };
-    let (spec, seed) = (config.spec.clone(), config.seed);
-    Ok(engine::spawn(engine_config, source, move || backend(device, spec, seed))?)
+    let model = Model {
+        config: ModelConfig {
+            rope: Rope::plain(500_000.0),
+            ..ModelConfig::plain(config.spec.clone())
+        },
+        weights: config.weights.clone(),
+        seed: config.seed,
+    };
+    Ok(engine::spawn(engine_config, source, move || {
+        let (backend, took) = backend(device, model)?;
+        // Nobody else sets it.
+        let _ = parts.set(took);
+        Ok(backend)
+    })?)
+}
+
+struct Model {
+    config: ModelConfig,
+    weights: BenchWeights,
+    seed: u64,
+}
+
+impl Model {
+    fn read(path: &Path) -> Result<ModelWeights, BackendError> {
+        let failed = |e: ModelError| BackendError::Device(e.to_string());
+        load_weights(path, None, &LoadProgress::default()).map_err(failed)
+    }
 }
 
 fn backend(
     device: BenchDevice,
-    spec: BaseModelSpec,
-    seed: u64,
-) -> Result<Box<dyn Backend>, BackendError> {
-    let model = ModelConfig { rope: Rope::plain(500_000.0), ..ModelConfig::plain(spec) };
-    match device {
-        BenchDevice::Cuda(config) => Ok(Box::new(CudaBackend::dummy(&model, seed, config)?)),
-        BenchDevice::Cpu(config) => cpu::backend(&random_model(model.spec), config),
+    Model { config: model, weights, seed }: Model,
+) -> Result<(Box<dyn Backend>, StartParts), BackendError> {
+    let began = Instant::now();
+    let weights = match weights {
+        BenchWeights::Files(path) => Some(Model::read(&path)?),
+        BenchWeights::Random => None,
+    };
+    let read = weights.is_some().then(|| began.elapsed().as_secs_f64());
+    let mut device_times = None;
+    let backend: Box<dyn Backend> = match device {
+        BenchDevice::Cuda(config) => {
+            let cuda = match &weights {
+                Some(weights) => CudaBackend::new(weights, config)?,
+                None => CudaBackend::dummy(&model, seed, config)?,
+            };
+            device_times = Some(cuda.start_times());
+            Box::new(cuda)
+        }
+        BenchDevice::Cpu(config) => {
+            let weights = weights.unwrap_or_else(|| random_model(model.spec));
+            cpu::backend(&weights, config)?
+        }
         BenchDevice::Sim(config) => {
             let vocab_size = model.spec.vocab_size;
-            Ok(Box::new(SimBackend::new(SimConfig { vocab_size, ..config })))
+            Box::new(SimBackend::new(SimConfig { vocab_size, ..config }))
         }
-    }
+    };
+    Ok((backend, StartParts { read, device: device_times }))
 }

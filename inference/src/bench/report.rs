@@ -1,6 +1,7 @@
 //! What the timelines of the requests come to.
 
 use super::client::{Loaded, Timeline};
+use lorikeet_compute::backend::cuda::StartTimes;
 use serde::Serialize;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -19,14 +20,39 @@ pub struct BenchReport {
     pub tpot: Percentiles,
     /// Milliseconds between two tokens.
     pub itl: Percentiles,
-    /// Seconds until the engine ran.
-    pub start_seconds: f64,
+    pub start: StartReport,
     /// Most rows of a step.
     pub max_rows: usize,
     /// Processor time of this process inside the window, for each token that arrived in it.
     pub cpu_ms_per_output_token: Option<f64>,
+    /// Adapters brought to the device inside the window.
+    pub swaps: u64,
     /// Of the requests beside the load whose adapters were loaded for them.
     pub loading: Option<LoadingReport>,
+}
+
+/// Seconds from nothing to an engine that answers.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct StartReport {
+    #[serde(flatten)]
+    pub parts: StartParts,
+    /// Until the engine ran.
+    pub running: f64,
+    /// Until a request of one token was answered, the engine's first: what is made when it is first wanted
+    /// has been made then.
+    pub first_token: f64,
+    /// Until every adapter was on the device.
+    pub adapters: f64,
+}
+
+/// Seconds that parts of the start took.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct StartParts {
+    /// Reading the model's files and taking their digest; None where weights are random.
+    pub read: Option<f64>,
+    /// None: not a GPU.
+    #[serde(flatten)]
+    pub device: Option<StartTimes>,
 }
 
 /// Milliseconds to the first token, or that a load took by itself.
@@ -64,9 +90,10 @@ pub(super) struct Observed<'a> {
     pub window: Range<Instant>,
     pub concurrency: usize,
     pub output_tokens: u32,
-    pub start_seconds: f64,
+    pub start: StartReport,
     pub max_rows: usize,
     pub cpu_seconds: Option<f64>,
+    pub swaps: u64,
     pub loaded: Option<Loaded>,
 }
 
@@ -101,9 +128,10 @@ impl Observed<'_> {
             ttft: Percentiles::of(ttft),
             tpot: Percentiles::of(tpot),
             itl: Percentiles::of(itl),
-            start_seconds: self.start_seconds,
+            start: self.start,
             max_rows: self.max_rows,
             cpu_ms_per_output_token: self.cpu_seconds.map(|s| s * 1e3 / tokens as f64),
+            swaps: self.swaps,
             loading: self.loaded.as_ref().map(|loaded| LoadingReport {
                 loads: loaded.cold.len(),
                 cold: Percentiles::of(loaded.cold.clone()),

@@ -5,6 +5,7 @@ async fn measure(by: LoadingBy) -> BenchReport {
     let directory = tempfile::tempdir().expect("a directory");
     let config = BenchConfig {
         device: BenchDevice::Sim(SimConfig::default()),
+        weights: BenchWeights::Random,
         spec: smollm2(2),
         scheduler: SchedulerConfig::default(),
         concurrency: 4,

@@ -93,9 +93,6 @@ impl Engine {
             let (parameter, error) = (guide.parameter, GuidanceError::Internal);
             return fail(&submission.request, RequestError::Guidance { parameter, error });
         }
-        if submission.request.scores_prompt && !self.backend.scores_tokens() {
-            return fail(&submission.request, RequestError::NoPromptScores);
-        }
         let Submission { request, submitted, place } = submission;
         let EngineRequest {
             id: request_id,

@@ -32,8 +32,7 @@ pub struct EngineRequest {
     /// the sequence; `stop_tokens` still do.
     pub ignore_eos: bool,
     pub logprobs: Option<u8>,
-    /// The prompt's tokens are scored, too ([`EngineEvent::Prompt`]). Needs a backend that
-    /// [scores tokens](lorikeet_compute::backend::Backend::scores_tokens), or the request fails.
+    /// The prompt's tokens are scored, too ([`EngineEvent::Prompt`]).
     pub scores_prompt: bool,
     /// The request fails with [`RequestError::Deadline`] when it has not ended by then.
     pub deadline: Option<Instant>,
@@ -98,8 +97,6 @@ pub enum RequestError {
     QueueTimeout { seconds: u64 },
     #[error("{error}")]
     Guidance { parameter: &'static str, error: GuidanceError },
-    #[error("the node's device gives no log probabilities of a prompt")]
-    NoPromptScores,
     #[error("the prompt needs {needed} KV blocks, the node has {available}")]
     TooLarge { needed: u32, available: u32 },
     #[error("access was revoked while the request ran")]

@@ -5,7 +5,7 @@ use crate::adapters::loader::AdapterSource;
 use crate::config::{Config, Device};
 use crate::engine::{self, EngineConfig, EngineError, EngineHandle};
 use lorikeet_compute::backend::cpu;
-use lorikeet_compute::backend::cuda::{self, CudaBackend};
+use lorikeet_compute::backend::cuda::{self, CudaBackend, StartTimes};
 use lorikeet_compute::backend::sim::{SimBackend, SimConfig};
 use lorikeet_compute::backend::{Backend, BackendError};
 use lorikeet_compute::model::ModelWeights;
@@ -75,7 +75,12 @@ fn choose(device: Device) -> Device {
 /// Called on the engine's thread.
 fn backend(device: Device, weights: &ModelWeights) -> Result<Box<dyn Backend>, BackendError> {
     match device {
-        Device::Cuda(config) => Ok(Box::new(CudaBackend::new(weights, config)?)),
+        Device::Cuda(config) => {
+            let cuda = CudaBackend::new(weights, config)?;
+            let StartTimes { kernels, weights, memory, products } = cuda.start_times();
+            tracing::info!(kernels, weights, memory, products, "the GPU is ready: seconds it took");
+            Ok(Box::new(cuda))
+        }
         Device::Auto { cpu: config, .. } | Device::Cpu(config) => cpu::backend(weights, config),
         Device::Sim(config) => {
             let vocab_size = weights.config.spec.vocab_size;

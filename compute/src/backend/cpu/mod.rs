@@ -222,10 +222,6 @@ impl<T: Element> Backend for CpuBackend<T> {
         }
     }
 
-    fn scores_tokens(&self) -> bool {
-        true
-    }
-
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
         Arc::new(Packer::new(self.model.clone()))
     }

@@ -19,6 +19,10 @@ pub const Z_STRIDE: u32 = 3 * MAX_RANK;
 /// Most log probabilities of likeliest tokens that a row gives.
 pub const TOP_LOGPROBS: u32 = 20;
 pub const NO_LOGPROBS: u32 = u32::MAX;
+/// What is wanted of a row of logits: nothing but a copy, a draw, or the score of a given token.
+pub const COPIED: u32 = 0;
+pub const DRAWN: u32 = 1;
+pub const SCORED: u32 = 2;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -90,6 +94,9 @@ pub struct Draw {
     pub edits: u32,
     /// 0: any token may be drawn; else 1 + the place of its mask among the step's.
     pub mask: u32,
+    /// The token whose log probability is wanted of a [`SCORED`] row.
+    pub scored: u32,
+    pub unused: u32,
 }
 
 /// A change of one logit before the draw; see [`LogitEdit`](crate::sampling::LogitEdit).

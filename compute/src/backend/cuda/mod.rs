@@ -28,6 +28,8 @@ mod output;
 mod pinned;
 mod plan;
 mod probe;
+mod staging;
+mod start;
 #[cfg(test)]
 mod tests;
 mod weights;
@@ -36,6 +38,7 @@ mod workspace;
 pub use counters::Counters;
 pub use error::CudaError;
 pub use probe::{DeviceInfo, cache_folder, probe};
+pub use start::StartTimes;
 pub use weights::Precision;
 
 use super::batch::SequenceId;
@@ -56,6 +59,7 @@ use lorikeet_contract::adapter::ArtifactHeader;
 use output::{DrawMemory, Pending};
 use pinned::PinnedPool;
 use plan::{Limits, StepPlan};
+use start::Laps;
 use std::collections::{HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -140,22 +144,50 @@ pub struct CudaBackend {
     submitted: usize,
     /// Who was sampled for by the last step submitted, in the order of its draws.
     previous: Vec<Option<SequenceId>>,
+    start: StartTimes,
 }
 
 impl CudaBackend {
     /// Copies the weights to the device; they are not needed afterwards.
     pub fn new(weights: &ModelWeights, config: CudaConfig) -> Result<Self, BackendError> {
-        let spec = &weights.config.spec;
-        let (device, stream, kernels) = open(&config, spec.head_dim)?;
-        let weights = DeviceWeights::load(&device, &stream, &kernels, weights)?;
-        Self::with_weights(device, stream, kernels, weights, config)
+        Self::start(weights.config.spec.head_dim, config, |device, stream, kernels| {
+            DeviceWeights::load(device, stream, kernels, weights)
+        })
     }
 
     /// Seeded random weights of the model's shapes, for measuring without its files.
     pub fn dummy(model: &ModelConfig, seed: u64, config: CudaConfig) -> Result<Self, BackendError> {
-        let (device, stream, kernels) = open(&config, model.spec.head_dim)?;
-        let weights = DeviceWeights::dummy(&device, &stream, &kernels, model, seed)?;
-        Self::with_weights(device, stream, kernels, weights, config)
+        Self::start(model.spec.head_dim, config, |device, stream, kernels| {
+            DeviceWeights::dummy(device, stream, kernels, model, seed)
+        })
+    }
+
+    fn start(
+        head_dim: u32,
+        config: CudaConfig,
+        weights: impl FnOnce(&Arc<Device>, &Stream, &Kernels) -> Result<DeviceWeights, CudaError>,
+    ) -> Result<Self, BackendError> {
+        let mut laps = Laps::begin();
+        let (device, stream, kernels) = open(&config, head_dim)?;
+        let kernels_took = laps.lap();
+        let weights = weights(&device, &stream, &kernels)?;
+        let weights_took = laps.lap();
+        let max_rows = config.max_rows;
+        let mut backend = Self::with_weights(device, stream, kernels, weights, config)?;
+        let memory = laps.lap();
+        backend.plan_products()?;
+        if max_rows.is_none() {
+            backend.measure_rows()?;
+        }
+        let products = laps.lap();
+        backend.start =
+            StartTimes { kernels: kernels_took, weights: weights_took, memory, products };
+        Ok(backend)
+    }
+
+    /// What the parts of the start took.
+    pub fn start_times(&self) -> StartTimes {
+        self.start
     }
 
     pub fn counters(&self) -> Counters {
@@ -206,7 +238,7 @@ impl CudaBackend {
         )?;
         let draw_memory = (0..DEPTH).map(|_| DrawMemory::new(&device, max_rows));
         let draw_memory = draw_memory.collect::<Result<_, _>>()?;
-        let mut backend = Self {
+        Ok(Self {
             adapters,
             plan_memory: PlanMemory::new(&device, max_rows, num_blocks, DEPTH)?,
             plan: StepPlan::default(),
@@ -237,15 +269,17 @@ impl CudaBackend {
             draw_memory,
             submitted: 0,
             previous: Vec::new(),
-        };
-        backend.plan_products()?;
-        if config.max_rows.is_none() {
-            let rows = budget::best_rows(&backend.time_products()?);
-            tracing::info!(rows, "steps have this many rows at most");
-            backend.limits.max_rows = rows;
-            backend.capacity.max_rows = rows;
-        }
-        Ok(backend)
+            start: StartTimes::default(),
+        })
+    }
+
+    /// Bounds steps by the number of rows that is best on this device.
+    fn measure_rows(&mut self) -> Result<(), CudaError> {
+        let rows = budget::best_rows(&self.time_products()?);
+        tracing::info!(rows, "steps have this many rows at most");
+        self.limits.max_rows = rows;
+        self.capacity.max_rows = rows;
+        Ok(())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::device::{Device, Event, PinnedMemory, Stream};
 use super::error::CudaError;
-use super::layout::{Draw, NO_LOGPROBS, TOP_LOGPROBS};
+use super::layout::{COPIED, Draw, NO_LOGPROBS, TOP_LOGPROBS};
 use super::plan::{LogitRow, StepPlan};
 use super::workspace::Buffers;
 use crate::backend::batch::SequenceId;
@@ -55,7 +55,7 @@ impl Pending {
         memory: DrawMemory,
     ) -> Result<Self, CudaError> {
         let vocabulary = vocabulary as usize;
-        let wants = |d: &Draw| if d.wanted == 1 { d.logprobs } else { NO_LOGPROBS };
+        let wants = |d: &Draw| if d.wanted == COPIED { NO_LOGPROBS } else { d.logprobs };
         let logits = if plan.logits.iter().any(|l| l.copy) {
             Some(device.pinned(plan.logits.len() * vocabulary * 4)?)
         } else {
@@ -129,13 +129,16 @@ impl Pending {
                 output.logits.push(all[index * self.vocabulary..][..self.vocabulary].to_vec());
             }
             if row.sample {
-                output.sampled = Some(self.sampled(index));
+                output.sampled = Some(self.token(index));
+            } else if row.score {
+                output.scores.push(self.token(index));
             }
         }
         Ok((StepOutput { step: self.step, sequences }, self.memory))
     }
 
-    fn sampled(&self, index: usize) -> SampledToken {
+    /// What was drawn or scored at a row.
+    fn token(&self, index: usize) -> SampledToken {
         let word = |memory: &PinnedMemory, at: usize| -> u32 {
             bytemuck::cast_slice::<u8, u32>(memory.as_slice())[at]
         };

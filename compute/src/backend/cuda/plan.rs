@@ -3,8 +3,8 @@
 
 use super::device::DevicePointer;
 use super::layout::{
-    AttentionItem, BLOCK_TOKENS, DecodeItem, Draw, Edit, NO_LOGPROBS, Row, StepCounts, TILE_ROWS,
-    TOP_LOGPROBS, Tile,
+    AttentionItem, BLOCK_TOKENS, COPIED, DRAWN, DecodeItem, Draw, Edit, NO_LOGPROBS, Row, SCORED,
+    StepCounts, TILE_ROWS, TOP_LOGPROBS, Tile,
 };
 use crate::backend::batch::SequenceId;
 use crate::backend::{
@@ -44,6 +44,7 @@ pub struct LogitRow {
     pub sequence: usize,
     pub sample: bool,
     pub copy: bool,
+    pub score: bool,
 }
 
 /// Reused from step to step.
@@ -208,23 +209,58 @@ impl StepPlan {
 
     fn add_logits(&mut self, sequence: &SequenceStep, index: usize, first: u32, vocabulary: u32) {
         let last = self.rows.len() as u32 - 1;
-        let all = sequence.logits == LogitsWanted::All;
-        for row in if all { first } else { last }..=last {
+        let wanted = sequence.logits;
+        let from = match wanted {
+            LogitsWanted::All | LogitsWanted::Scores { .. } => first,
+            LogitsWanted::None | LogitsWanted::Last => last,
+        };
+        for row in from..=last {
             let is_last = row == last;
-            let sample = is_last && sequence.sample.is_some();
-            let copy = all || is_last && sequence.logits == LogitsWanted::Last;
-            if sample || copy {
-                self.logit_rows.push(row);
-                let request = sequence.sample.as_ref().filter(|_| sample);
-                let first_edit = self.edits.len() as u32;
-                let edits = request.into_iter().flat_map(|r| &r.edits);
-                self.edits.extend(edits.filter(|e| e.token < vocabulary).map(edit));
-                let edits = self.edits.len() as u32 - first_edit;
-                let allowed = request.and_then(|r| r.allowed.as_deref());
-                let mask = allowed.map_or(0, |allowed| self.add_mask(allowed, vocabulary));
-                self.draws.push(Draw { first_edit, edits, mask, ..draw(request) });
-                self.logits.push(LogitRow { sequence: index, sample, copy });
-            }
+            let request = sequence.sample.as_ref().filter(|_| is_last);
+            let (copy, score) = match wanted {
+                LogitsWanted::None => (false, None),
+                LogitsWanted::Last => (is_last, None),
+                LogitsWanted::All => (true, None),
+                LogitsWanted::Scores { top, next } => {
+                    // Only the last row's token may be one that the step before draws.
+                    let following = || self.rows[row as usize + 1].token as u32;
+                    let token = if is_last { next } else { Some(following()) };
+                    (false, token.map(|token| (token, top)))
+                }
+            };
+            let draw = match (request, score) {
+                (Some(request), _) => self.draw(request, vocabulary),
+                (None, Some((token, top))) => scored(token, top),
+                (None, None) if copy => Draw { wanted: COPIED, ..Draw::default() },
+                (None, None) => continue,
+            };
+            self.logit_rows.push(row);
+            self.draws.push(draw);
+            let (sample, score) = (request.is_some(), score.is_some());
+            self.logits.push(LogitRow { sequence: index, sample, copy, score });
+        }
+    }
+
+    fn draw(&mut self, request: &SampleRequest, vocabulary: u32) -> Draw {
+        let first_edit = self.edits.len() as u32;
+        self.edits.extend(request.edits.iter().filter(|e| e.token < vocabulary).map(edit));
+        let edits = self.edits.len() as u32 - first_edit;
+        let mask =
+            request.allowed.as_deref().map_or(0, |allowed| self.add_mask(allowed, vocabulary));
+        let params = &request.params;
+        Draw {
+            seed: params.seed,
+            temperature: params.temperature,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            top_k: params.top_k,
+            output_index: request.output_index,
+            logprobs: request.logprobs.map_or(NO_LOGPROBS, most_logprobs),
+            wanted: DRAWN,
+            first_edit,
+            edits,
+            mask,
+            ..Draw::default()
         }
     }
 
@@ -270,20 +306,12 @@ fn split_tokens(batch: &StepBatch, limits: &Limits) -> u32 {
     splits.min_by_key(|&split| cost(split)).unwrap_or(longest)
 }
 
-fn draw(request: Option<&SampleRequest>) -> Draw {
-    let Some(request) = request else { return Draw::default() };
-    let params = &request.params;
-    Draw {
-        seed: params.seed,
-        temperature: params.temperature,
-        top_p: params.top_p,
-        min_p: params.min_p,
-        top_k: params.top_k,
-        output_index: request.output_index,
-        logprobs: request.logprobs.map_or(NO_LOGPROBS, |n| u32::from(n).min(TOP_LOGPROBS)),
-        wanted: 1,
-        ..Draw::default()
-    }
+fn scored(token: u32, top: u8) -> Draw {
+    Draw { wanted: SCORED, scored: token, logprobs: most_logprobs(top), ..Draw::default() }
+}
+
+fn most_logprobs(wanted: u8) -> u32 {
+    u32::from(wanted).min(TOP_LOGPROBS)
 }
 
 fn edit(edit: &LogitEdit) -> Edit {
@@ -304,6 +332,14 @@ fn check(sequence: &SequenceStep, limits: &Limits) -> Result<(), BackendError> {
     }
     if let Some(block) = sequence.blocks.iter().find(|b| b.0 >= limits.num_blocks) {
         return refuse(sequence, format!("block {} does not exist", block.0));
+    }
+    if let LogitsWanted::Scores { next: Some(next), .. } = sequence.logits {
+        if sequence.sample.is_some() {
+            return refuse(sequence, "the token behind its last one is given and drawn".into());
+        }
+        if next >= limits.spec.vocab_size {
+            return refuse(sequence, format!("token {next} is not in the vocabulary"));
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use super::device::{Cursor, Device, DeviceMemory, DevicePointer, Stream};
 use super::error::CudaError;
 use super::kernels::{Fill, Heads, Kernels, Quantise, Start};
 use super::layout::Group;
+use super::staging::{Source, Staging};
 use crate::model::{Matrix, ModelConfig, ModelWeights};
 use lorikeet_contract::BaseModelSpec;
 use std::sync::Arc;
@@ -91,14 +92,17 @@ impl DeviceWeights {
         weights.check_shapes().map_err(CudaError::Model)?;
         let placed = Self::place(device, stream, kernels, &weights.config)?;
         let bf16 = Bf16Group::new(device, stream, kernels, &weights.config.spec)?;
-        let copy = |to: DevicePointer, matrices: &[&Matrix]| {
-            let mut at = to;
+        let mut staging = Staging::new(device)?;
+        let mut copy = |to: DevicePointer, matrices: &[&Matrix]| {
+            let mut next = to;
+            let mut sources = Vec::with_capacity(matrices.len());
             for matrix in matrices {
-                // SAFETY: `place` reserved room for the shapes that were checked.
-                unsafe { stream.upload(at, &matrix.data) }?;
-                at += matrix.data.len() as u64 * 2;
+                let from: &[u8] = bytemuck::cast_slice(&matrix.data);
+                sources.push(Source { to: next, from });
+                next += from.len() as u64;
             }
-            Ok::<(), CudaError>(())
+            // SAFETY: `place` reserved room for the shapes that were checked, and nobody reads it yet.
+            unsafe { staging.upload(&sources) }
         };
         copy(placed.embedding, &[&weights.embedding])?;
         if let Some(head) = &weights.lm_head {
@@ -257,6 +261,8 @@ impl<'a> Bf16Group<'a> {
         put: impl FnOnce(DevicePointer) -> Result<(), CudaError>,
     ) -> Result<(), CudaError> {
         let Some(detour) = &self.detour else { return put(layer.group(group)) };
+        // The group before is quantised: what is put next may come by another stream.
+        self.stream.synchronize()?;
         put(detour.address())?;
         let (outputs, inputs) = group.shape(self.spec);
         let quantise = Quantise {
@@ -268,8 +274,7 @@ impl<'a> Bf16Group<'a> {
             width: inputs,
         };
         let blocks = self.kernels.blocks(outputs, 8);
-        // SAFETY: the group's place and scales have room for its shape; what is put next into the
-        // detour follows on this stream.
+        // SAFETY: the group's place and scales have room for its shape.
         unsafe { self.kernels.launch(self.stream, Start::Afterwards, blocks, &quantise) }
     }
 }

@@ -213,10 +213,6 @@ impl Backend for SimBackend {
         self.config.capacity
     }
 
-    fn scores_tokens(&self) -> bool {
-        true
-    }
-
     fn host_allocator(&self) -> Arc<dyn HostAllocator> {
         Arc::new(HeapAllocator)
     }

@@ -4,11 +4,11 @@
 mod config;
 mod tokenizer;
 
-use super::ModelError;
 use super::assemble::{
     EMBEDDING, LM_HEAD, NORM, TensorSource, bias_name, input_norm_name, key_norm_name, linear_name,
     post_attention_norm_name, query_norm_name,
 };
+use super::{ModelError, Values};
 use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
 use half::bf16;
@@ -154,7 +154,7 @@ impl TensorSource for Gguf {
         self.names.keys().filter(|name| *name != ROPE_FREQUENCIES).cloned().collect()
     }
 
-    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, ModelError> {
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Values, ModelError> {
         let malformed = |reason: String| ModelError::malformed(&self.path, reason);
         let stored = self.names.get(name).ok_or_else(|| malformed(format!("no tensor {name}")))?;
         let found = self.content.tensor_infos[stored].shape.dims();
@@ -165,8 +165,8 @@ impl TensorSource for Gguf {
         let mut rounded = vec![bf16::ZERO; values.len()];
         rounded.convert_from_f32_slice(&values);
         match self.interleaved_heads(name)? {
-            Some(heads) => Ok(rotate_half_order(&rounded, heads as usize, shape)),
-            None => Ok(rounded),
+            Some(heads) => Ok(rotate_half_order(&rounded, heads as usize, shape).into()),
+            None => Ok(rounded.into()),
         }
     }
 }

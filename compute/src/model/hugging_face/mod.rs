@@ -5,7 +5,7 @@ mod config;
 
 use super::assemble::TensorSource;
 use super::chat_template::TemplateTokens;
-use super::{ModelConfig, ModelError};
+use super::{ModelConfig, ModelError, Values};
 use config::{OneOrMany, Refusal};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const CONFIG: &str = "config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -88,15 +89,16 @@ pub(super) struct HuggingFace {
 
 struct Shard {
     path: PathBuf,
-    file: Mmap,
+    file: Arc<Mmap>,
 }
 
 impl Shard {
     fn open(path: PathBuf) -> Result<Self, ModelError> {
         let file = File::open(&path).map_err(ModelError::io(&path))?;
-        // SAFETY: a model file is not changed while it is loaded; the map does not outlive loading.
+        // SAFETY: a model file is not changed while it is loaded; the map goes with the weights, once a
+        // backend has made its own of them.
         let file = unsafe { Mmap::map(&file) }.map_err(ModelError::io(&path))?;
-        Ok(Self { path, file })
+        Ok(Self { path, file: Arc::new(file) })
     }
 
     fn tensors(&self) -> Result<SafeTensors<'_>, ModelError> {
@@ -214,7 +216,7 @@ impl TensorSource for HuggingFace {
         self.tensors.keys().filter(|name| !computed(name)).cloned().collect()
     }
 
-    fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<bf16>, ModelError> {
+    fn read(&self, name: &str, shape: &[usize]) -> Result<Values, ModelError> {
         let missing = || ModelError::malformed(&self.directory, format!("no tensor {name}"));
         let shard = &self.shards[*self.tensors.get(name).ok_or_else(missing)?];
         let malformed = |reason: String| ModelError::malformed(&shard.path, reason);
@@ -223,6 +225,12 @@ impl TensorSource for HuggingFace {
         if tensor.shape() != shape {
             let found = tensor.shape();
             return Err(malformed(format!("{name} is {found:?}, expected {shape:?}")));
+        }
+        if tensor.dtype() == Dtype::BF16
+            && let Some(values) = Values::mapped(&shard.file, tensor.data())
+        {
+            values.read_ahead();
+            return Ok(values);
         }
         let mut values = vec![bf16::ZERO; shape.iter().product()];
         match tensor.dtype() {
@@ -241,6 +249,6 @@ impl TensorSource for HuggingFace {
                 return Err(ModelError::unsupported(&shard.path, feature));
             }
         }
-        Ok(values)
+        Ok(values.into())
     }
 }

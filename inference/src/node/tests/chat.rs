@@ -1,9 +1,8 @@
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, chat, node_of_one, store_adapter, text};
+use super::harness::{Customer, Node, chat, node_of_one, real_device, store_adapter, text};
 use super::sse::{self, Events};
-use crate::config::{Config, Device};
+use crate::config::Config;
 use crate::fixture::base_model;
-use lorikeet_compute::backend::cpu::CpuConfig;
 use lorikeet_contract::link::{FinishReason, UsageRecord};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -169,8 +168,8 @@ async fn what_cannot_be_served_is_refused_before_it_costs_anything() {
 async fn the_real_model_and_its_adapters_answer_as_the_kits_references_say_all_at_once() {
     let customer = Customer::new();
     let control_plane = ControlPlane::start(customer.resources());
-    let on_cpu = |config: &mut Config| config.device = Device::Cpu(CpuConfig::default());
-    let node = Node::ready(&control_plane, on_cpu).await;
+    let real = |config: &mut Config| config.device = real_device();
+    let node = Node::ready(&control_plane, real).await;
     let names = ["pirate", "json", "sentiment"];
     let adapters =
         names.map(|name| store_adapter(&node, &customer, name, name).expect("in the kit"));

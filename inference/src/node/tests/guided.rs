@@ -1,10 +1,9 @@
 //! Answers that follow a grammar, whatever the model would rather say: the simulated device draws
 //! tokens at random.
 
-use super::harness::{chat, node_of_one, text};
+use super::harness::{chat, node_of_one, real_device, text};
 use super::sse::{self, Events};
-use crate::config::{Config, Device};
-use lorikeet_compute::backend::cpu::CpuConfig;
+use crate::config::Config;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -119,9 +118,9 @@ async fn what_cannot_be_followed_is_a_400_that_names_the_field_and_the_reason() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_real_model_answers_in_json_on_the_cpu() {
-    let on_cpu = |config: &mut Config| config.device = Device::Cpu(CpuConfig::default());
-    let (_control_plane, node, customer) = node_of_one(on_cpu).await;
+async fn the_real_model_answers_in_json() {
+    let real = |config: &mut Config| config.device = real_device();
+    let (_control_plane, node, customer) = node_of_one(real).await;
     let schema = json!({
         "type": "object", "required": ["name", "colours", "can_fly"], "additionalProperties": false,
         "properties": {

@@ -8,6 +8,8 @@ use crate::fixture::{base_model, packed_adapter};
 use crate::scheduler::SchedulerConfig;
 use crate::telemetry::TraceConfig;
 use crate::usage::LogConfig;
+use lorikeet_compute::backend::cpu::CpuConfig;
+use lorikeet_compute::backend::cuda::CudaConfig;
 use lorikeet_compute::backend::sim::{SimConfig, SimCost};
 use lorikeet_contract::key::ApiKey;
 use lorikeet_contract::link::{
@@ -287,6 +289,20 @@ pub fn store_adapter(node: &Node, owner: &Customer, name: &str, kit: &str) -> Op
         ..owner.adapter(name, AdapterState::Servable)
     };
     Some(adapter(resource))
+}
+
+/// What computes the real model: the CPU, unless `LORIKEET_TEST_DEVICE=cuda` asks for the GPU.
+pub fn real_device() -> Device {
+    match std::env::var("LORIKEET_TEST_DEVICE").as_deref() {
+        Err(_) | Ok("cpu") => Device::Cpu(CpuConfig::default()),
+        Ok("cuda") => Device::Cuda(CudaConfig {
+            // Nodes of several tests share it.
+            kv_tokens: Some(1 << 16),
+            adapter_bytes: 1 << 30,
+            ..CudaConfig::default()
+        }),
+        Ok(other) => panic!("LORIKEET_TEST_DEVICE is {other}: cpu and cuda are known"),
+    }
 }
 
 pub fn config(data: &Path, control_plane: &str, address: SocketAddr) -> Config {

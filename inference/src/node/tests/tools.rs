@@ -2,11 +2,10 @@
 //! real model says is forced.
 
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, MODEL, Node, node_of_one};
+use super::harness::{Customer, MODEL, Node, node_of_one, real_device};
 use super::sse::Events;
 use crate::config::{Config, Device, ToolCalls};
 use crate::fixture::base_model;
-use lorikeet_compute::backend::cpu::CpuConfig;
 use lorikeet_compute::backend::sim::{SimConfig, SimCost};
 use lorikeet_compute::model::{Specials, ToolFormat};
 use reqwest::StatusCode;
@@ -312,7 +311,7 @@ async fn the_model_is_told_of_tools_of_its_calls_and_of_what_came_of_them() {
 async fn a_call_that_is_forced_is_made_by_the_real_model_in_every_format() {
     for format in [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
         let rig = Rig::start(|config| {
-            config.device = Device::Cpu(CpuConfig::default());
+            config.device = real_device();
             config.tool_calls = ToolCalls::As(format);
         })
         .await;

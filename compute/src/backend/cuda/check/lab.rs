@@ -193,6 +193,11 @@ impl Random {
         (0..count).map(|_| bf16::from_f32(self.float(scale))).collect()
     }
 
+    /// The same as bytes, little-endian.
+    pub fn bf16_bytes(&mut self, count: usize, scale: f32) -> Vec<u8> {
+        self.bf16s(count, scale).iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
     pub fn floats(&mut self, count: usize, scale: f32) -> Vec<f32> {
         (0..count).map(|_| self.float(scale)).collect()
     }

@@ -5,6 +5,8 @@ mod adapter;
 mod attention;
 mod churn;
 mod expand;
+mod families;
+mod forced;
 mod kit;
 mod kv;
 mod lab;
@@ -15,7 +17,11 @@ mod rows;
 mod sample;
 
 pub use adapter::{AdapterShape, random_adapter};
+#[cfg(test)]
+pub(super) use families::distances_from_plain;
 pub use lab::Random;
+#[cfg(test)]
+pub(super) use model::TOLERANCE;
 pub use model::random_model;
 
 use super::{CudaConfig, CudaError, Precision};
@@ -81,18 +87,31 @@ pub fn kernels(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<(
     Ok(())
 }
 
-/// Checks whole forward passes of seeded random models.
+/// Checks whole forward passes of seeded random models, with adapters of every kind.
 pub fn models(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
-    let small = BaseModelSpec { vocab_size: 2048, ..smollm2(30) };
-    let large = BaseModelSpec { vocab_size: 2048, ..llama_8b(2) };
-    for spec in [small, large] {
+    for spec in whole_models() {
         model::check(config, spec.clone(), report)?;
         let fp8_kv = CudaConfig { kv_precision: Precision::Fp8, ..config.clone() };
-        model::check_families(config, &spec, report)?;
-        model::check_base(&fp8_kv, &random_model(spec.clone()), "fp8 KV", FP8_KV, report)?;
-        churn::check(config, spec, report)?;
+        model::check_base(&fp8_kv, &random_model(spec), "fp8 KV", FP8_KV, report)?;
     }
     Ok(())
+}
+
+/// Checks what single families of models have.
+pub fn families(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
+    whole_models().iter().try_for_each(|spec| families::check(config, spec, report))
+}
+
+/// Checks thousands of steps with adapters coming and going.
+pub fn steps(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
+    whole_models().into_iter().try_for_each(|spec| churn::check(config, spec, report))
+}
+
+/// One of many narrow layers, one of few wide ones, both with small vocabularies.
+fn whole_models() -> [BaseModelSpec; 2] {
+    let small = BaseModelSpec { vocab_size: 2048, ..smollm2(30) };
+    let large = BaseModelSpec { vocab_size: 2048, ..llama_8b(2) };
+    [small, large]
 }
 
 /// Each key and value is rounded to 3 bits behind the leading one, at random: 2.6 % each, in every layer.

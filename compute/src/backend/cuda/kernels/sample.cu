@@ -1,9 +1,14 @@
-// Draws tokens as the host's sampler does, one thread block for each row of logits. Top-k, top-p and
+// Draws tokens as the host's sampler does, or scores given ones, one thread block for each row of logits. Top-k, top-p and
 // min-p each keep a prefix of the tokens in falling order: the shortest of the three is a mass, and
 // the draw a place inside it.
 
 #define TOP_LOGPROBS 20
 #define NO_LOGPROBS 0xffffffffu
+
+// What is wanted of a row of logits.
+#define COPIED 0
+#define DRAWN 1
+#define SCORED 2
 
 struct Draw {
     u64 seed;
@@ -13,9 +18,11 @@ struct Draw {
     u32 top_k;
     u32 output_index;
     u32 logprobs; // how many of the likeliest; NO_LOGPROBS: none at all
-    u32 wanted;   // 0: this row's logits are only copied
+    u32 wanted;
     u32 first_edit, edits;
     u32 mask; // 0: any token may be drawn; else 1 + the place of the row's mask
+    u32 scored; // the token whose log probability is wanted
+    u32 unused;
 };
 
 // A logit's change before the draw.
@@ -126,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
     let_next_start();
     for (u32 i = blockIdx.x; i < count && first + i < step->logit_rows; i += gridDim.x) {
         const Draw request = draws[first + i];
-        if (!request.wanted) {
+        if (request.wanted == COPIED) {
             continue;
         }
         Edit* edits = all_edits + request.first_edit;
@@ -144,7 +151,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(
         const bool none = best >> 32 == 0; // every logit is NaN
         logits.max = logit_of(best >> 32);
         u32 token = none ? 0 : ~(u32)best;
-        if (!none && request.temperature > 0.0f && request.top_k != 1) {
+        if (request.wanted == SCORED) {
+            token = request.scored;
+        } else if (!none && request.temperature > 0.0f && request.top_k != 1) {
             token = draw(logits, request);
         }
         if (threadIdx.x == 0) {

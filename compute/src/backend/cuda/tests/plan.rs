@@ -1,7 +1,7 @@
 use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
 use crate::backend::cuda::check::smollm2;
-use crate::backend::cuda::layout::TILE_ROWS;
+use crate::backend::cuda::layout::{SCORED, TILE_ROWS, TOP_LOGPROBS};
 use crate::backend::cuda::plan::{Limits, MAX_PARTIALS, StepPlan};
 use crate::backend::{AdapterSlot, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch};
 use crate::sampling::{SamplingParams, TokenMask};
@@ -112,6 +112,24 @@ fn a_previous_sample_is_read_where_the_last_step_left_it() {
     plan.build(&batch, &limits(), &previous, |_| Ok(0)).expect("both were sampled");
     assert_eq!(plan.rows.iter().map(|r| r.token).collect::<Vec<_>>(), [-3, -2]);
     assert!(plan.build(&batch, &limits(), &[None], |_| Ok(0)).is_err());
+}
+
+#[test]
+fn a_scored_row_names_the_token_behind_it() {
+    let mut batch = batch(&[(5, 3, Some(1)), (0, 2, None)]);
+    batch.sequences[0].input = Input::Tokens(vec![10, 11, 12]);
+    batch.sequences[1].input = Input::Tokens(vec![20, 21]);
+    batch.sequences[0].logits = LogitsWanted::Scores { top: 2, next: Some(13) };
+    batch.sequences[1].logits = LogitsWanted::Scores { top: 99, next: None };
+    let plan = build(&batch);
+    // The base model's rows come first.
+    assert_eq!(plan.logit_rows, [0, 2, 3, 4]);
+    let scored: Vec<_> = plan.draws.iter().map(|d| (d.wanted, d.scored, d.logprobs)).collect();
+    let top = TOP_LOGPROBS;
+    assert_eq!(scored, [(SCORED, 21, top), (SCORED, 11, 2), (SCORED, 12, 2), (SCORED, 13, 2)]);
+    assert!(plan.logits.iter().all(|row| row.score && !row.sample && !row.copy));
+    let sequences: Vec<_> = plan.logits.iter().map(|row| row.sequence).collect();
+    assert_eq!(sequences, [1, 0, 0, 0]);
 }
 
 #[test]

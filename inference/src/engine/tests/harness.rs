@@ -1,28 +1,22 @@
 //! An engine on a simulated device in simulated time, stepped by hand and checked after each step.
 
-use crate::adapters::loader::{AdapterLoader, LoadEvent};
-use crate::adapters::residency::{FetchFailure, LoadAction, ReadFailure};
+use super::loader::{LoaderScript, ScriptedLoader};
 use crate::adapters::{AdapterKey, AdapterManifest, ResidencyConfig};
-use crate::engine::{
-    Engine, EngineConfig, EngineEvent, EngineHandle, EngineRequest, EngineStats, FinishReason,
-    RequestError, SubmitError, Usage,
-};
+use crate::engine::{Engine, EngineConfig, EngineHandle, EngineRequest, EngineStats, SubmitError};
 use crate::scheduler::SchedulerConfig;
-use crate::share::TenantShare;
 use crate::telemetry::EngineMetrics;
-use lorikeet_compute::backend::SampledToken;
+use lorikeet_compute::backend::Capacity;
 use lorikeet_compute::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
-use lorikeet_compute::backend::{Capacity, HostAdapter, HostData};
-use lorikeet_compute::sampling::{LogitRules, SamplingParams};
-use lorikeet_contract::adapter::{ArtifactHeader, Dtype, ModuleEntry, TensorRef};
 use lorikeet_contract::{
-    AdapterDigest, ArtifactDigest, BaseModelSpec, KeyId, Linear, RequestId, TenantId, WeightsDigest,
+    AdapterDigest, ArtifactDigest, BaseModelSpec, KeyId, TenantId, WeightsDigest,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
+
+pub use super::reader::{End, Reader, request};
 
 pub const EOS: u32 = 3;
 
@@ -43,84 +37,6 @@ pub fn adapter(tenant_id: u8, id: u8, bytes: u64) -> Arc<AdapterManifest> {
         artifact_digest: ArtifactDigest([id; 32]),
         max_rank: 8,
     })
-}
-
-pub fn host_adapter(manifest: &AdapterManifest) -> HostAdapter {
-    let tensor = |bytes| TensorRef { dtype: Dtype::F32, offset: 0, bytes };
-    let module = ModuleEntry {
-        layer: 0,
-        linear: Linear::QProj,
-        rank: 8,
-        in_features: 1,
-        out_features: 1,
-        scale: 1.0,
-        a: tensor(manifest.bytes),
-        b: tensor(0),
-        magnitude: None,
-    };
-    let header = ArtifactHeader {
-        layout_version: 1,
-        adapter_digest: manifest.key.digest,
-        base_weights_digest: WeightsDigest([0; 32]),
-        modules: vec![module],
-    };
-    HostAdapter { key: manifest.key, header, data: HostData::File(Box::new(Vec::new())) }
-}
-
-/// Loads that take a while and sometimes fail.
-#[derive(Clone)]
-pub struct LoaderScript {
-    pub delay: Duration,
-    pub failing: HashSet<AdapterDigest>,
-}
-
-struct ScriptedLoader {
-    script: LoaderScript,
-    clock: SimClock,
-    pending: Vec<(Instant, LoadAction)>,
-    cancelled: Vec<AdapterKey>,
-}
-
-impl AdapterLoader for ScriptedLoader {
-    fn start(&mut self, action: LoadAction) {
-        self.pending.push((self.clock.now() + self.script.delay, action));
-    }
-
-    /// It ends at once.
-    fn cancel_fetch(&mut self, key: AdapterKey) {
-        let now = self.clock.now();
-        let is_it = |action: &LoadAction| matches!(action, LoadAction::Fetch(m) if m.key == key);
-        for (at, _) in self.pending.iter_mut().filter(|(_, action)| is_it(action)) {
-            *at = now;
-            self.cancelled.push(key);
-        }
-    }
-
-    fn poll(&mut self, events: &mut Vec<LoadEvent>) {
-        let now = self.clock.now();
-        let (ended, pending) = self.pending.drain(..).partition(|(at, _)| *at <= now);
-        self.pending = pending;
-        let ended: Vec<_> = ended;
-        for (_, action) in ended {
-            events.push(match action {
-                LoadAction::Fetch(m) if self.cancelled.contains(&m.key) => {
-                    self.cancelled.retain(|key| *key != m.key);
-                    LoadEvent::Fetched { key: m.key, result: Err(FetchFailure::Cancelled) }
-                }
-                LoadAction::Fetch(m) => {
-                    let fails = self.script.failing.contains(&m.key.digest);
-                    let failure = || FetchFailure::Failed("no such object".into());
-                    let result = if fails { Err(failure()) } else { Ok(()) };
-                    LoadEvent::Fetched { key: m.key, result }
-                }
-                LoadAction::Read(m) => {
-                    let result: Result<_, ReadFailure> = Ok(host_adapter(&m));
-                    LoadEvent::Read { key: m.key, result }
-                }
-                LoadAction::DropFile(file) => LoadEvent::Dropped { key: file.key },
-            });
-        }
-    }
 }
 
 #[derive(Clone)]
@@ -204,119 +120,6 @@ impl Setup {
     }
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub enum End {
-    Finished(FinishReason, Usage),
-    Failed(RequestError, Usage),
-}
-
-impl End {
-    pub fn usage(&self) -> Usage {
-        match self {
-            End::Finished(_, usage) | End::Failed(_, usage) => *usage,
-        }
-    }
-}
-
-/// What a request's reader has seen.
-pub struct Reader {
-    pub id: RequestId,
-    events: mpsc::Receiver<EngineEvent>,
-    pub tokens: Vec<u32>,
-    /// Of its prompt, since it runs.
-    cached: Option<u32>,
-    /// Of its prompt.
-    pub scores: Option<Vec<SampledToken>>,
-    pub end: Option<End>,
-}
-
-impl Reader {
-    pub fn read(&mut self) {
-        while let Ok(event) = self.events.try_recv() {
-            assert!(self.end.is_none(), "an event after the last one");
-            match event {
-                EngineEvent::Started { cached_tokens, .. } => {
-                    assert!(self.cached.is_none() && self.tokens.is_empty(), "once, and first");
-                    self.cached = Some(cached_tokens);
-                }
-                EngineEvent::Prompt(scores) => {
-                    assert!(
-                        self.scores.is_none() && self.tokens.is_empty(),
-                        "once, before any token"
-                    );
-                    self.scores = Some(scores);
-                }
-                EngineEvent::Token(token) => self.tokens.push(token.token),
-                EngineEvent::Finished { reason, usage } => {
-                    self.end = Some(End::Finished(reason, usage));
-                }
-                EngineEvent::Failed { error, usage } => {
-                    self.end = Some(End::Failed(error, usage));
-                }
-            }
-        }
-        if let Some(end) = &self.end {
-            assert_eq!(end.usage().completion_tokens as usize, self.tokens.len());
-            assert_eq!(end.usage().cached_tokens, self.cached.unwrap_or_default());
-        }
-    }
-
-    pub fn reason(&self) -> Option<FinishReason> {
-        match self.end {
-            Some(End::Finished(reason, _)) => Some(reason),
-            _ => None,
-        }
-    }
-
-    pub fn error(&self) -> Option<&RequestError> {
-        match &self.end {
-            Some(End::Failed(error, _)) => Some(error),
-            _ => None,
-        }
-    }
-
-    pub fn usage(&self) -> Usage {
-        self.end.as_ref().map(End::usage).expect("the request has ended")
-    }
-}
-
-/// A request for so many tokens of an answer that nothing else ends.
-pub fn request(
-    tenant_id: u8,
-    adapter: Option<&Arc<AdapterManifest>>,
-    prompt: &[u32],
-    max_tokens: u32,
-) -> (EngineRequest, Reader) {
-    let (sender, events) = mpsc::channel(max_tokens as usize + 3);
-    let request = EngineRequest {
-        id: RequestId::new(),
-        tenant: tenant(tenant_id),
-        share: TenantShare::default(),
-        key: Some(key_id(tenant_id)),
-        adapter: adapter.cloned(),
-        prompt: prompt.to_vec(),
-        params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        rules: LogitRules::default(),
-        guide: None,
-        max_tokens,
-        stop_tokens: Vec::new(),
-        ignore_eos: true,
-        logprobs: None,
-        scores_prompt: false,
-        deadline: None,
-        events: sender,
-    };
-    let reader = Reader {
-        id: request.id,
-        events,
-        tokens: Vec::new(),
-        cached: None,
-        scores: None,
-        end: None,
-    };
-    (request, reader)
-}
-
 pub struct Rig {
     pub engine: Engine,
     pub handle: EngineHandle,
@@ -327,12 +130,7 @@ impl Rig {
     pub fn new(setup: &Setup) -> Self {
         let clock = SimClock::simulated();
         let backend = SimBackend::new(setup.sim(clock.clone()));
-        let loader = ScriptedLoader {
-            script: setup.loader.clone(),
-            clock: clock.clone(),
-            pending: Vec::new(),
-            cancelled: Vec::new(),
-        };
+        let loader = ScriptedLoader::new(setup.loader.clone(), clock.clone());
         let (sender, commands) = mpsc::channel(setup.max_requests + 1024);
         let (stats, watch) = watch::channel(EngineStats::default());
         let metrics = Arc::new(EngineMetrics::default());

@@ -92,33 +92,6 @@ fn a_prompt_seen_before_is_taken_from_the_cache_of_the_same_tenant_only() {
 }
 
 #[test]
-fn when_blocks_run_out_the_last_come_gives_way_and_all_end_as_if_alone() {
-    let mut setup = Setup::default();
-    setup.capacity.num_blocks = 12;
-    let mut rig = Rig::new(&setup);
-    let prompts: Vec<Vec<u32>> = (0..4).map(|i| (i..i + 6).collect()).collect();
-    let mut readers: Vec<_> = prompts.iter().map(|p| rig.submit(1, None, p, 30)).collect();
-    let mut preempted = 0;
-    let mut ended = Vec::new();
-    while readers.iter().any(|r| r.end.is_none()) {
-        rig.step();
-        preempted += rig.handle.stats().last_step.preempted;
-        for (i, reader) in readers.iter_mut().enumerate() {
-            reader.read();
-            if reader.end.is_some() && !ended.contains(&i) {
-                ended.push(i);
-            }
-        }
-    }
-    assert!(preempted > 0);
-    assert_eq!(ended, [0, 1, 2, 3]);
-    for (reader, prompt) in readers.iter().zip(&prompts) {
-        assert_eq!(reader.tokens, Rig::alone(None, prompt, 30));
-    }
-    rig.engine.assert_idle();
-}
-
-#[test]
 fn tenants_take_turns_however_many_requests_one_of_them_sends() {
     let mut setup = Setup::default();
     setup.scheduler.max_num_seqs = 1;
@@ -253,24 +226,4 @@ fn a_tenant_of_three_times_the_weight_gets_three_times_as_much() {
     let ratio = tokens(0) as f64 / tokens(1) as f64;
     assert!((2.5..3.5).contains(&ratio), "{ratio}");
     rig.finish(&mut readers.iter_mut().collect::<Vec<_>>());
-}
-
-#[test]
-fn a_tenant_served_less_gets_the_blocks_of_one_served_more_and_keeps_its_own() {
-    let mut setup = Setup::default();
-    setup.capacity.num_blocks = 40;
-    let mut rig = Rig::new(&setup);
-    let mut busy: Vec<_> = (0..12).map(|_| rig.submit(1, None, &prompt(8), 100)).collect();
-    rig.steps(15);
-    let mut quiet = rig.submit(2, None, &prompt(8), 20);
-    let mut arrived = Vec::new();
-    for step in 0..40 {
-        rig.step();
-        quiet.read();
-        arrived.resize(quiet.tokens.len(), step);
-    }
-    assert!(quiet.end.is_some(), "its turn is not when a busy one's answers end");
-    assert!(arrived[0] < 10, "{arrived:?}");
-    assert!(arrived.is_sorted_by(|a, b| b - a <= 1), "it never lost its blocks: {arrived:?}");
-    rig.finish(&mut busy.iter_mut().collect::<Vec<_>>());
 }

@@ -4,6 +4,7 @@ mod moves;
 mod pins;
 mod property;
 mod quotas;
+mod turns;
 
 use super::entry::{InHost, OnDevice, OnDisk};
 use super::*;

@@ -54,6 +54,7 @@ impl Engine {
         };
         match demand {
             Ok(_demand) => {
+                self.scheduler.warms_up(adapter.key.tenant, share);
                 let warming_up = WarmingUp { key: adapter.key, _demand, since: now, reply };
                 self.warm_ups.push(warming_up);
             }

@@ -141,6 +141,31 @@ impl BlockPool {
         true
     }
 
+    /// How many of the tables, released in this order, make so many more blocks available; None when
+    /// all are too few. What others hold, too, stays theirs.
+    pub fn releases_for<'a>(
+        &self,
+        blocks: u32,
+        tables: impl IntoIterator<Item = &'a BlockTable>,
+    ) -> Option<usize> {
+        let mut tables = tables.into_iter();
+        let mut shared: HashMap<BlockId, u32> = HashMap::new();
+        let (mut released, mut gained) = (0, 0);
+        while gained < blocks {
+            for block in &tables.next()?.blocks {
+                let refs = self.blocks[block.0 as usize].refs;
+                let is_last = refs == 1 || {
+                    let released = shared.entry(*block).or_default();
+                    *released += 1;
+                    *released == refs
+                };
+                gained += u32::from(is_last);
+            }
+            released += 1;
+        }
+        Some(released)
+    }
+
     /// Makes full blocks known by their prefix. `tokens` are the sequence's first ones, as many as
     /// have been computed by collected steps.
     pub fn index(&mut self, scope: PrefixScope, tokens: &[u32], table: &mut BlockTable) {
@@ -218,6 +243,11 @@ impl BlockPool {
 
 #[cfg(test)]
 impl BlockPool {
+    /// Of the table's tokens, those that others may find.
+    pub fn indexed_tokens(&self, table: &BlockTable) -> usize {
+        table.indexed * self.block_size
+    }
+
     /// `tables` are all that hold blocks of this pool.
     pub fn assert_invariants<'a>(&self, tables: impl IntoIterator<Item = &'a BlockTable>) {
         let mut refs = vec![0; self.blocks.len()];

@@ -22,8 +22,10 @@ mod tenants;
 
 use crate::adapters::residency::{Claims, Residency};
 use crate::kv::BlockPool;
+use crate::share::TenantShare;
 use lorikeet_compute::backend::batch::SequenceId;
 use lorikeet_compute::sampling::TokenMask;
+use lorikeet_contract::TenantId;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use step::Decode;
@@ -134,6 +136,13 @@ impl Scheduler {
         self.tenants.arrive(account, sequence.id);
         self.sequences.insert(sequence.id, sequence);
         Ok(())
+    }
+
+    /// A tenant has its adapter loaded ahead of requests: it waits for its turn like them, and is
+    /// charged for the copy.
+    pub fn warms_up(&mut self, tenant: TenantId, share: TenantShare) {
+        let account = self.tenants.open(tenant, share.weight);
+        self.tenants.lift(account);
     }
 
     /// The tokens that a sequence's next draw may take. Until it is told after each token, a sequence
@@ -250,7 +259,7 @@ impl Scheduler {
 #[cfg(test)]
 #[derive(Debug)]
 pub struct Standing {
-    pub tenant: lorikeet_contract::TenantId,
+    pub tenant: TenantId,
     pub waits: bool,
     pub served: u64,
     weight: u64,
@@ -282,6 +291,8 @@ impl Scheduler {
             assert_eq!(is_running, !sequence.table.blocks().is_empty());
             let covered = sequence.table.blocks().len();
             assert!(kv.blocks_for(sequence.computed) as usize <= covered);
+            let indexed = kv.indexed_tokens(&sequence.table);
+            assert!(indexed <= sequence.computed, "others find what is not computed yet");
         }
     }
 }

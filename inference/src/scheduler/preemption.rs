@@ -1,8 +1,11 @@
 //! Who loses its blocks when there are too few.
 
+use super::step::lease;
 use super::{Order, Scheduler, Sequence, StepPlan};
+use crate::adapters::residency::Residency;
 use crate::kv::BlockPool;
 use lorikeet_compute::backend::batch::SequenceId;
+use std::cmp::Reverse;
 
 impl Scheduler {
     /// A block for a running sequence's next token, at the cost of those that come last. False
@@ -14,7 +17,7 @@ impl Scheduler {
             if kv.grow(&mut sequence.table, tokens) {
                 return true;
             }
-            let (_, victim) = self.victim().expect("a sequence that runs alone has room");
+            let (_, victim) = self.others().max().expect("a sequence that runs alone has room");
             self.preempt(victim, kv, plan);
             if victim == id {
                 return false;
@@ -22,34 +25,59 @@ impl Scheduler {
         }
     }
 
-    /// Blocks for the waiting sequence that the last step had too few for, taken from tenants that
-    /// have had more than its own. A swap must be earned: the tenant that loses must stay ahead even
-    /// when the newcomer has been served, and what is computed twice counts as well. So tenants do
-    /// not take turns at displacing each other, and less is computed twice than once.
-    pub(super) fn make_way(&mut self, kv: &mut BlockPool, plan: &mut StepPlan) {
-        let Some(newcomer) = self.blocked.take() else { return };
-        loop {
-            let Some(sequence) = self.sequences.get(&newcomer) else { return };
-            if kv.blocks_for(sequence.tokens.len()) <= kv.available() {
-                return;
-            }
-            let last = self.victim().filter(|last| self.gives_way(*last, sequence));
-            let Some((_, victim)) = last else { return };
-            self.preempt(victim, kv, plan);
+    /// Blocks for the waiting sequence that the last step had too few for: all that it takes, or
+    /// none. They are taken from tenants that have had more than its own. A swap must be earned: the
+    /// tenant that loses must stay ahead even when the newcomer has been served, and what is computed
+    /// twice counts as well. So tenants do not take turns at displacing each other, and less is
+    /// computed twice than once.
+    pub(super) fn make_way(
+        &mut self,
+        kv: &mut BlockPool,
+        residency: &Residency,
+        plan: &mut StepPlan,
+    ) {
+        let Some(id) = self.blocked.take() else { return };
+        let Some(newcomer) = self.sequences.get(&id) else { return };
+        // Its adapter may have had to give way since: then it could not use them.
+        if lease(newcomer, residency).is_none() {
+            return;
+        }
+        let victims = self.victims();
+        for (_, victim) in self.giving_way(&victims, newcomer, kv).unwrap_or_default() {
+            self.preempt(*victim, kv, plan);
         }
     }
 
-    /// The sequence that comes last would lose its blocks to one that waits for some.
-    pub(super) fn gives_way(&self, (served, victim): Order, newcomer: &Sequence) -> bool {
-        let lost = self.get(victim).map(Sequence::computed_cost).unwrap_or_default();
-        let price = newcomer.unpaid_cost() + lost;
-        served >= self.tenants.served_after(newcomer.account, price)
+    /// Those who would lose their blocks to a waiting sequence, as few as it takes; None when it would
+    /// not get enough. `victims`: all who might.
+    pub(super) fn giving_way<'a>(
+        &self,
+        victims: &'a [Order],
+        newcomer: &Sequence,
+        kv: &BlockPool,
+    ) -> Option<&'a [Order]> {
+        let needed = kv.blocks_for(newcomer.tokens.len());
+        let giving = victims.iter().map_while(|(served, victim)| {
+            let victim = self.get(*victim)?;
+            let price = newcomer.unpaid_cost() + victim.computed_cost();
+            let stays_ahead = *served >= self.tenants.served_after(newcomer.account, price);
+            stays_ahead.then_some(&victim.table)
+        });
+        let count = kv.releases_for(needed.saturating_sub(kv.available()), giving)?;
+        Some(&victims[..count])
     }
 
-    /// The running sequence that comes last, of all but the one that arrived first.
-    pub(super) fn victim(&self) -> Option<Order> {
-        let others = self.running.get(1..)?;
-        others.iter().filter_map(|id| self.get(*id)).map(|sequence| self.order(sequence)).max()
+    /// The running sequences but for the one that arrived first, in the order in which they lose their
+    /// blocks: who comes last loses them first.
+    pub(super) fn victims(&self) -> Vec<Order> {
+        let mut victims: Vec<_> = self.others().collect();
+        victims.sort_unstable_by_key(|order| Reverse(*order));
+        victims
+    }
+
+    fn others(&self) -> impl Iterator<Item = Order> {
+        let others = self.running.get(1..).unwrap_or_default();
+        others.iter().filter_map(|id| self.get(*id)).map(|sequence| self.order(sequence))
     }
 
     fn preempt(&mut self, id: SequenceId, kv: &mut BlockPool, plan: &mut StepPlan) {

@@ -57,7 +57,7 @@ impl Scheduler {
         residency: &mut Residency,
         plan: &mut StepPlan,
     ) {
-        self.make_way(kv, plan);
+        self.make_way(kv, residency, plan);
         let mut room =
             Room { sequences: self.config.max_num_seqs, rows: self.config.max_num_batched_tokens };
         self.tenants.begin_pass();
@@ -76,7 +76,7 @@ impl Scheduler {
     ) {
         self.claims.clear();
         if residency.is_contended() {
-            self.claim(kv);
+            self.claim(kv, residency);
         }
         residency.plan(now, &self.claims, &mut plan.actions);
         for action in &plan.actions {
@@ -89,15 +89,15 @@ impl Scheduler {
     /// How each adapter's sequences stand. Those behind the frontier could not run, but for the next
     /// few prompts: their turn comes about when their adapters do. Neither could those that would find
     /// too few blocks.
-    fn claim(&mut self, kv: &BlockPool) {
+    fn claim(&mut self, kv: &BlockPool, residency: &Residency) {
         let mut behind = Vec::new();
-        let last = self.victim();
+        let victims = self.victims();
         for sequence in self.sequences.values() {
             let Some(key) = sequence.adapter() else { continue };
             let order = self.order(sequence);
             let new = || Claim { served: order.0.0, runnable: 0, is_new: false };
             let has_room = self.has_room(sequence.id, kv);
-            let is_given_room = last.is_some_and(|last| self.gives_way(last, sequence));
+            let is_given_room = !has_room && self.giving_way(&victims, sequence, kv).is_some();
             let claim = self.claims.entry(key).or_insert_with(new);
             if !has_room && !is_given_room {
                 continue;
@@ -109,6 +109,11 @@ impl Scheduler {
             } else {
                 behind.push((order, key, is_new, sequence.remaining()));
             }
+        }
+        // Warmed up, ahead of any sequence.
+        for key in residency.awaited() {
+            let served = self.tenants.served_by(&key.tenant).0;
+            self.claims.entry(key).or_insert(Claim { served, ..Claim::default() });
         }
         if self.blocked.is_some() {
             return;
@@ -318,7 +323,7 @@ impl Prompt {
 
 /// The lease that the sequence's next rows need, if they need one: `Some(None)` for the base
 /// model. None while the adapter is not on the device.
-fn lease(sequence: &Sequence, residency: &Residency) -> Option<Option<AdapterLease>> {
+pub(super) fn lease(sequence: &Sequence, residency: &Residency) -> Option<Option<AdapterLease>> {
     match &sequence.adapter {
         None => Some(None),
         Some((key, _)) => residency.lease(key).map(Some),

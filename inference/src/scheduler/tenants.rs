@@ -87,6 +87,10 @@ impl Tenants {
         self.tenants[account.0].served = self.served_after(account, cost);
     }
 
+    pub fn served_by(&self, tenant: &TenantId) -> Served {
+        self.accounts.get(tenant).map(|account| self.served(*account)).unwrap_or_default()
+    }
+
     pub fn charge_tenant(&mut self, tenant: &TenantId, cost: Cost) {
         if let Some(account) = self.accounts.get(tenant).copied() {
             self.charge(account, cost);
@@ -95,13 +99,19 @@ impl Tenants {
 
     /// A sequence has arrived.
     pub fn arrive(&mut self, account: Account, id: SequenceId) {
-        if self.tenants[account.0].waiting.is_empty() {
-            let waiting = self.backlogged.iter().map(|other| self.served(*other)).min();
-            let level = waiting.or_else(|| self.last.map(|last| self.served(last)));
-            let tenant = &mut self.tenants[account.0];
-            tenant.served = tenant.served.max(level.unwrap_or_default());
-        }
+        self.lift(account);
         self.wait(account, id);
+    }
+
+    /// The tenant wants something. If nothing of it waits it comes back, with nothing saved up.
+    pub fn lift(&mut self, account: Account) {
+        if !self.tenants[account.0].waiting.is_empty() {
+            return;
+        }
+        let waiting = self.backlogged.iter().map(|other| self.served(*other)).min();
+        let level = waiting.or_else(|| self.last.map(|last| self.served(last)));
+        let tenant = &mut self.tenants[account.0];
+        tenant.served = tenant.served.max(level.unwrap_or_default());
     }
 
     /// A sequence waits, in its place by arrival.

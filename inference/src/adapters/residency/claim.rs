@@ -34,7 +34,7 @@ impl Claim {
 /// Of every adapter that sequences need.
 pub type Claims = HashMap<AdapterKey, Claim>;
 
-/// Of an adapter that is needed by no sequence, but pinned or warmed up.
+/// Of an adapter that no sequence needs: a pin, which comes before all.
 impl Default for Claim {
     fn default() -> Self {
         Self { served: 0, runnable: 1, is_new: false }

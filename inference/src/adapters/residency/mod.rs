@@ -270,6 +270,12 @@ impl Residency {
         !self.wanted.is_empty()
     }
 
+    /// Those that somebody needs; pins that nobody needs are not among them.
+    pub fn awaited(&self) -> impl Iterator<Item = AdapterKey> {
+        let is_demanded = |key: &AdapterKey| self.entries.get(key).is_some_and(Entry::is_demanded);
+        self.wanted.iter().copied().filter(is_demanded)
+    }
+
     /// Adapters whose loads failed since the last call; those who need them are to be told.
     pub fn take_failures(&mut self, into: &mut Vec<AdapterKey>) {
         into.append(&mut self.failures);

@@ -7,6 +7,10 @@ use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::time::Instant;
 
+/// Sequences of one adapter that count: however many wait for it, one that waits alone for another of
+/// the tenant's adapters comes first once that has waited eight times as long.
+const LOUDEST: u32 = 8;
+
 impl Residency {
     /// Decides the next moves and records them as under way; each action must be performed.
     /// To be called before the step's leases are taken.
@@ -24,7 +28,7 @@ impl Residency {
         self.wanted.make_contiguous().sort_by_key(|key| {
             let claim = Claim::of(key, claims);
             let waits = now.saturating_duration_since(entries[key].waits_since);
-            let pressure = waits.as_nanos() * u128::from(claim.runnable);
+            let pressure = waits.as_nanos() * u128::from(claim.runnable.min(LOUDEST));
             (!claim.can_run(), claim.served, !claim.is_new, Reverse(pressure))
         });
         self.upload(now, claims, actions);

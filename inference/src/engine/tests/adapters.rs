@@ -224,3 +224,54 @@ async fn a_deleted_adapter_serves_those_who_have_it_and_then_leaves_every_tier()
     assert!(report.adapters.is_empty());
     assert_eq!((report.disk.used, report.host.used, report.device.used), (0, 0, 0));
 }
+
+#[test]
+fn an_adapter_of_one_request_gets_its_turn_among_those_of_many() {
+    let mut setup = Setup { max_requests: 512, ..Setup::default() };
+    setup.capacity.adapter_bytes = 10;
+    setup.scheduler.max_num_seqs = 4;
+    let mut rig = Rig::new(&setup);
+    let popular: Vec<_> = (1..=2).map(|id| adapter(1, id, 10)).collect();
+    let crowd = popular.iter().cycle().take(60);
+    let mut crowd: Vec<_> = crowd.map(|a| rig.submit(1, Some(a), &PROMPT, 60)).collect();
+    rig.steps(50);
+    let mut lonely = rig.submit(1, Some(&adapter(1, 3, 10)), &PROMPT, 1);
+    rig.finish(&mut [&mut lonely]);
+    // Eight turns of each, with the swaps: its part would be one in thirty.
+    let most = 16 * (setup.residency.quantum + 2 * setup.cost.upload);
+    assert!(lonely.usage().queue < most, "{:?}", lonely.usage());
+    crowd.iter_mut().for_each(Reader::read);
+    assert!(crowd.iter().any(|reader| reader.end.is_none()), "there was a crowd all the time");
+}
+
+#[tokio::test]
+async fn a_warm_up_waits_for_its_turn_as_its_tenants_requests_do() {
+    let mut setup = Setup::default();
+    setup.capacity.adapter_bytes = 10;
+    setup.context_length = 500;
+    let mut rig = Rig::new(&setup);
+    // The second tenant has had far more by its weight than the first will have.
+    let (mut request, mut reader) = request(1, Some(&adapter(1, 1, 10)), &PROMPT, 300);
+    request.share.weight = 10_000;
+    rig.try_submit(request).unwrap();
+    rig.steps(20);
+    let mut greedy = rig.submit(2, None, &PROMPT, 50);
+    rig.finish(&mut [&mut greedy]);
+
+    let (handle, cold) = (rig.handle.clone(), adapter(2, 2, 10));
+    let warm_up = tokio::spawn(async move { handle.warm_up(cold, TenantShare::default()).await });
+    tokio::task::yield_now().await;
+    reader.read();
+    while reader.end.is_none() {
+        let before = reader.tokens.len();
+        rig.step();
+        reader.read();
+        assert!(reader.end.is_some() || reader.tokens.len() == before + 1, "it keeps its place");
+        assert!(!warm_up.is_finished());
+    }
+    while !warm_up.is_finished() {
+        tokio::task::yield_now().await;
+        rig.step();
+    }
+    assert!(warm_up.await.unwrap().is_ok());
+}

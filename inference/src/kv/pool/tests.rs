@@ -50,6 +50,22 @@ fn a_block_that_is_not_full_is_not_shared() {
 }
 
 #[test]
+fn a_block_that_several_hold_is_to_be_had_when_all_of_them_are_released() {
+    let mut pool = BlockPool::new(16, BLOCK);
+    let tokens: Vec<u32> = (0..9).collect();
+    let tables = [(); 2].map(|()| computed(&mut pool, scope(1, 1), &tokens));
+    // Two are shared, each has one of its own.
+    for (blocks, expected) in [(0, Some(0)), (1, Some(1)), (2, Some(2)), (4, Some(2)), (5, None)] {
+        assert_eq!(pool.releases_for(blocks, &tables), expected, "{blocks}");
+    }
+    let available = pool.available();
+    for (mut table, expected) in tables.into_iter().zip([1, 4]) {
+        pool.release(&mut table);
+        assert_eq!(pool.available() - available, expected);
+    }
+}
+
+#[test]
 fn the_prefix_released_longest_ago_makes_room_and_from_its_end() {
     let mut pool = BlockPool::new(4, BLOCK);
     let old: Vec<u32> = (0..9).collect();

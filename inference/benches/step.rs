@@ -1,8 +1,10 @@
 //! What the engine itself costs per step: 256 sequences over 32 adapters, decoding on the
 //! simulated device at no cost. Time is what its thread spends on a CPU, so that other programs
-//! count for little; the simulation's own share is measured alone.
+//! count for little. The simulated device's part of it is measured alone: what is left is scheduler,
+//! KV cache, commit and events.
 //!
-//! `cargo bench -p lorikeet-inference --bench step`. With `LORIKEET_BENCH_STEPS=N` it only runs so
+//! `cargo bench --profile dev -p lorikeet-inference --bench step` uses what is built; without
+//! `--profile dev` all is built anew, as for a release. With `LORIKEET_BENCH_STEPS=N` it only runs so
 //! many steps: two runs under `valgrind --tool=callgrind` that differ in it alone give the
 //! instructions of a step.
 
@@ -10,11 +12,12 @@ use criterion::{BenchmarkGroup, Criterion, SamplingMode, measurement::WallTime};
 use lorikeet_compute::backend::batch::SequenceId;
 use lorikeet_compute::backend::sim::{SimBackend, SimClock, SimConfig, SimCost};
 use lorikeet_compute::backend::{
-    Backend, Capacity, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
+    AdapterSlot, Backend, Capacity, HostAdapter, HostData, Input, LogitsWanted, SampleRequest,
+    SequenceStep, StepBatch,
 };
 use lorikeet_compute::sampling::{LogitRules, SamplingParams};
 use lorikeet_contract::adapter::testing::{RandomAdapter, smollm2_135m};
-use lorikeet_contract::adapter::{AdapterConfig, AdapterPlan, Header, pack};
+use lorikeet_contract::adapter::{AdapterConfig, AdapterPlan, ArtifactHeader, Header, pack};
 use lorikeet_contract::{AdapterDigest, BaseModelSpec, RequestId, TenantId};
 use lorikeet_inference::adapters::loader::AdapterSource;
 use lorikeet_inference::adapters::{AdapterKey, AdapterManifest, LocalStore, ResidencyConfig};
@@ -161,9 +164,11 @@ fn cpu_time(name: &str) -> Duration {
     Duration::from_nanos(nanoseconds)
 }
 
-/// CPU time of so many steps of the simulated device alone.
+/// CPU time of so many steps of the simulated device alone, with the engine's batch.
 fn simulation_steps(steps: u64) -> Duration {
     let mut sim = SimBackend::new(sim());
+    let slots: Vec<_> = (0..ADAPTERS as u32).map(|index| upload(&mut sim, index)).collect();
+    sim.poll_uploads(&mut Vec::new());
     let blocks = |n: usize| (0..300).map(|b| BlockId((n * 300 + b) as u32)).collect();
     let mut batch = StepBatch::default();
     batch.sequences.extend((0..SEQUENCES).map(|n| SequenceStep {
@@ -171,14 +176,8 @@ fn simulation_steps(steps: u64) -> Duration {
         input: Input::Tokens(vec![1]),
         position: 0,
         blocks: blocks(n),
-        adapter: None,
-        sample: Some(SampleRequest {
-            params: SamplingParams::default(),
-            output_index: 0,
-            edits: Vec::new(),
-            allowed: None,
-            logprobs: None,
-        }),
+        adapter: Some(slots[n % slots.len()]),
+        sample: Some(SampleRequest::default()),
         logits: LogitsWanted::None,
     }));
     let started = cpu_time("step");
@@ -189,6 +188,20 @@ fn simulation_steps(steps: u64) -> Duration {
         sim.collect(ticket).expect("it was submitted");
     }
     cpu_time("step") - started
+}
+
+fn upload(sim: &mut SimBackend, index: u32) -> AdapterSlot {
+    let slot = AdapterSlot { index, generation: 1 };
+    let key = AdapterKey { tenant: TenantId::new(), digest: AdapterDigest([index as u8; 32]) };
+    let header = ArtifactHeader {
+        layout_version: 1,
+        adapter_digest: key.digest,
+        base_weights_digest: base().weights_digest,
+        modules: Vec::new(),
+    };
+    let adapter = HostAdapter { key, header, data: HostData::File(Box::new(Vec::new())) };
+    sim.begin_upload(slot, Arc::new(adapter)).expect("there is room");
+    slot
 }
 
 fn measure(group: &mut BenchmarkGroup<'_, WallTime>) {

@@ -71,7 +71,7 @@ pub enum LogitsWanted {
 }
 
 /// How the next token is drawn.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SampleRequest {
     pub params: SamplingParams,
     /// Number of tokens already generated: with the seed it fixes the random draw.

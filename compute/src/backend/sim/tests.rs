@@ -3,7 +3,6 @@ use crate::backend::AdapterKey;
 use crate::backend::BlockId;
 use crate::backend::HostData;
 use crate::backend::LogitsWanted;
-use crate::sampling::SamplingParams;
 use lorikeet_contract::adapter::ArtifactHeader;
 use lorikeet_contract::{TenantId, WeightsDigest};
 
@@ -21,13 +20,7 @@ fn row(sequence: u64, position: u32, tokens: &[u32], blocks: &[u32]) -> Sequence
         position,
         blocks: blocks.iter().copied().map(BlockId).collect(),
         adapter: None,
-        sample: Some(SampleRequest {
-            params: SamplingParams::default(),
-            output_index: 0,
-            edits: Vec::new(),
-            allowed: None,
-            logprobs: None,
-        }),
+        sample: Some(SampleRequest::default()),
         logits: LogitsWanted::None,
     }
 }

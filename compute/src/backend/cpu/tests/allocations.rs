@@ -21,13 +21,7 @@ fn batch(slots: &[AdapterSlot], count: u64, position: u32, tokens: usize, step: 
         position,
         blocks: (0..4).map(|block| BlockId(4 * index as u32 + block)).collect(),
         adapter: slots.get(index as usize % (slots.len() + 1)).copied(),
-        sample: Some(SampleRequest {
-            params: GREEDY,
-            output_index: 0,
-            edits: Vec::new(),
-            allowed: None,
-            logprobs: None,
-        }),
+        sample: Some(SampleRequest { params: GREEDY, ..SampleRequest::default() }),
         logits: LogitsWanted::None,
     };
     StepBatch { step, sequences: (0..count).map(sequence).collect() }

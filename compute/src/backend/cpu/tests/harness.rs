@@ -71,9 +71,8 @@ impl<B: Backend> Driver<B> {
             let sample = SampleRequest {
                 params: sequence.params.clone(),
                 output_index: sequence.drawn,
-                edits: Vec::new(),
-                allowed: None,
                 logprobs: sequence.logprobs,
+                ..SampleRequest::default()
             };
             batch.sequences.push(SequenceStep {
                 sequence: SequenceId(sequence.id),

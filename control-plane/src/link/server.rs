@@ -4,7 +4,7 @@ use super::feed::Feed;
 use super::nodes::{self, Connection};
 use super::outgoing::Outgoing;
 use super::session::{Session, receive, send};
-use super::token::{SigningKey, TokenError};
+use super::token::{self, SigningKey, TokenError};
 use crate::metrics::Metrics;
 use crate::usage::ingest::{Ingest, IngestError};
 use lorikeet_contract::link::link_server::{Link, LinkServer};
@@ -171,6 +171,7 @@ impl Link for Service {
         let mut inbound = request.into_inner();
         let mut hello = first_message(&mut inbound).await?;
         let base = check_hello(&hello, node)?;
+        let token_lasts = token::lasts(&claims);
         if hello.name.is_empty() {
             hello.name = claims.name;
         }
@@ -187,7 +188,7 @@ impl Link for Service {
         }
         tracing::info!(%node, name = hello.name, revision = held, "node attached");
         let closed = self.take_over(connection);
-        let session = Arc::new(Session::new(connection, outgoing, closed));
+        let session = Arc::new(Session::new(connection, outgoing, closed, token_lasts));
         let stream = send(session.clone(), self.feed.clone());
         let (pool, feed, streams) = (self.pool.clone(), self.feed.clone(), self.streams.clone());
         self.tasks.spawn(async move {

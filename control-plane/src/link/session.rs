@@ -29,16 +29,24 @@ pub struct Session {
     /// When the transport last had room for a message.
     drained: Mutex<Instant>,
     closed: CancellationToken,
+    /// How long the node's token was good for when the stream began.
+    token_lasts: Duration,
 }
 
 impl Session {
-    pub fn new(connection: Connection, outgoing: Outgoing, closed: CancellationToken) -> Self {
+    pub fn new(
+        connection: Connection,
+        outgoing: Outgoing,
+        closed: CancellationToken,
+        token_lasts: Duration,
+    ) -> Self {
         Self {
             connection,
             outgoing: Mutex::new(outgoing),
             ask: Notify::new(),
             drained: Mutex::new(Instant::now()),
             closed,
+            token_lasts,
         }
     }
 
@@ -111,6 +119,8 @@ enum Close {
     Silent,
     #[error("the node did not take messages for {} s", SILENCE.as_secs())]
     NotDraining,
+    #[error("its token has run out; issue a new one for this node")]
+    Expired,
     #[error(transparent)]
     Ack(AckError),
     #[error("what it said cannot be stored: {0}")]
@@ -126,9 +136,12 @@ pub async fn receive(
 ) {
     let node = session.connection.node;
     let mut reported = Residency::default();
+    let expired = tokio::time::sleep(session.token_lasts);
+    tokio::pin!(expired);
     let close = loop {
         let received = tokio::select! {
             () = session.closed.cancelled() => break Close::Replaced,
+            () = &mut expired => break Close::Expired,
             received = tokio::time::timeout(SILENCE, inbound.message()) => received,
         };
         let message = match received {

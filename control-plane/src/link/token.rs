@@ -56,6 +56,10 @@ impl SigningKey {
         })
     }
 
+    pub fn sign(&self, claims: &NodeClaims) -> Result<String, jsonwebtoken::errors::Error> {
+        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), claims, &self.encoding)
+    }
+
     /// The claims of a token that this key signed, for this audience, and whose time has come and
     /// not passed.
     pub fn verify(&self, token: &str) -> Result<(NodeId, NodeClaims), TokenError> {
@@ -76,6 +80,13 @@ impl SigningKey {
     }
 }
 
+/// For how long from now [`SigningKey::verify`] goes on accepting a token with these claims.
+pub fn lasts(claims: &NodeClaims) -> Duration {
+    // To the end of its last second.
+    let ends = Duration::from_secs(claims.exp.saturating_add(LEEWAY_S + 1));
+    ends.saturating_sub(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
 /// A token by which `node` may attach until `ttl` from now.
 pub fn issue_node_token(
     key: &SigningKey,
@@ -92,7 +103,7 @@ pub fn issue_node_token(
         nbf: now,
         exp: now.saturating_add(ttl.as_secs()),
     };
-    Ok(jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &key.encoding)?)
+    Ok(key.sign(&claims)?)
 }
 
 /// The key in `path`; made there with mode 0600 when the file is absent. Two processes that start
@@ -166,7 +177,7 @@ mod tests {
             exp: now + 60,
         };
         change(&mut claims);
-        jsonwebtoken::encode(&Header::new(Algorithm::EdDSA), &claims, &key.encoding).expect("sign")
+        key.sign(&claims).expect("sign")
     }
 
     #[test]

@@ -1,16 +1,14 @@
 //! The link: what nodes are sent, what is kept of what they say.
 
 use crate::ingest::Log;
-use crate::nodes::{Attached, Node, authorized, dial, token};
-use crate::plane::{LinkProcess, Plane, signing_key};
+use crate::nodes::{Attached, Node};
+use crate::plane::{LinkProcess, Plane};
+use lorikeet_contract::TenantId;
 use lorikeet_contract::link::control_message::Message;
 use lorikeet_contract::link::{
-    Ack, AdapterResidency, Heartbeat, Hello, ResidencyReport, ResourceKind, Tier, TierUsage,
-    UsageBatch, node_message,
+    Ack, AdapterResidency, Heartbeat, ResidencyReport, ResourceKind, Tier, TierUsage, node_message,
 };
-use lorikeet_contract::{NodeId, TenantId};
 use lorikeet_control_plane::db::Acting;
-use lorikeet_control_plane::link::issue_node_token;
 use lorikeet_control_plane::link::status::{RevocationReach, nodes, revocation_reach};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -340,42 +338,6 @@ async fn what_a_node_holds_in_its_tiers_is_shown_to_operators() {
     let status = nodes(&mut tx).await.unwrap().nodes.remove(0);
     assert_eq!((status.device.adapters, status.device.used_bytes, status.disk.adapters), (2, 5, 1));
     assert_eq!((status.adapters.len(), status.adapters_total), (3, 3));
-}
-
-#[tokio::test]
-async fn a_node_is_let_in_only_with_its_own_valid_token_and_a_version_that_is_understood() {
-    let (plane, _, process) = one_tenant().await;
-    let node = Node::new();
-    let hello = node.hello();
-    let refused = async |hello: Hello, token: &str| match dial(&process, hello, token).await {
-        Ok(_) => panic!("it was let in"),
-        Err(status) => status.code(),
-    };
-    let expired = issue_node_token(signing_key(), node.id, "n", Duration::ZERO).unwrap();
-    assert!(dial(&process, hello.clone(), &expired).await.is_ok(), "clocks differ by some seconds");
-    assert_eq!(refused(hello.clone(), "junk").await, Code::Unauthenticated);
-    assert_eq!(refused(hello.clone(), &token(NodeId::new())).await, Code::PermissionDenied);
-    let own = token(node.id);
-    for version in [0, 3] {
-        let hello = Hello { protocol_version: version, ..hello.clone() };
-        assert_eq!(refused(hello, &own).await, Code::FailedPrecondition);
-    }
-    let next = Hello { protocol_version: 2, ..hello.clone() };
-    assert!(dial(&process, next, &own).await.is_ok(), "one version ahead");
-    let no_base = Hello { base_model: None, ..hello.clone() };
-    assert_eq!(refused(no_base, &own).await, Code::InvalidArgument);
-
-    let batch = UsageBatch { node_id: NodeId::new().to_string(), ..UsageBatch::default() };
-    let shipped = process.client().await.ship_usage(authorized(batch, &own)).await;
-    assert_eq!(shipped.unwrap_err().code(), Code::PermissionDenied);
-    let shipped = process.client().await.ship_usage(UsageBatch::default()).await;
-    assert_eq!(shipped.unwrap_err().code(), Code::Unauthenticated);
-
-    sqlx::query("update node set disabled_at = now()")
-        .execute(&mut plane.owner().await)
-        .await
-        .unwrap();
-    assert_eq!(refused(hello, &own).await, Code::PermissionDenied);
 }
 
 #[tokio::test]

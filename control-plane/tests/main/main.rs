@@ -4,6 +4,7 @@
 
 mod account;
 mod aliases;
+mod attaching;
 mod bad_uploads;
 mod checks;
 mod disabling;

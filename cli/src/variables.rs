@@ -80,6 +80,7 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_KV_TOKENS", "kv-tokens", "Size of the KV cache, in tokens"),
     plain("LORIKEET_MAX_REQUESTS", "max-requests", "Most requests held at once, waiting or running; one more gets 429 [default: 512]"),
     plain("LORIKEET_QUEUE_SECONDS", "queue-seconds", "How long a request may wait for its adapter and its turn; then it fails with 503 [default: 120]"),
+    plain("LORIKEET_REQUEST_SECONDS", "request-seconds", "How long a request may take from its arrival to its end; then it fails with 504 [default: 3600]"),
     plain("LORIKEET_MAX_NUM_SEQS", "max-num-seqs", "Most sequences in one step"),
     plain("LORIKEET_MAX_NUM_BATCHED_TOKENS", "max-num-batched-tokens", "Most tokens in one step; auto: a GPU measures which number is best"),
     plain("LORIKEET_ADAPTER_DEVICE_BYTES", "adapter-device-bytes", "Memory for adapters ready to run, in bytes"),

@@ -62,6 +62,8 @@ pub struct Config {
     pub patience: Patience,
     /// For a request's whole body; then it is a 408.
     pub read_body_within: Duration,
+    /// For a request that generates, from its arrival to its end; then it is a 504.
+    pub request_within: Duration,
     pub usage: LogConfig,
     pub drain: DrainConfig,
 }
@@ -123,6 +125,7 @@ impl Config {
             max_requests: engine::max_requests(vars)?,
             patience: http::patience(vars)?,
             read_body_within: http::read_body_within(vars)?,
+            request_within: engine::request_within(vars)?,
             usage: LogConfig::default(),
             drain: DrainConfig {
                 grace: vars.seconds("LORIKEET_DRAIN_GRACE_SECONDS", 5)?,

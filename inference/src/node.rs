@@ -138,6 +138,7 @@ pub async fn serve(
         limiter: Arc::default(),
         idempotency: Idempotency::default(),
         bodies: Bodies::new(config.read_body_within),
+        request_within: config.request_within,
         stopping: shutdown.clone(),
         telemetry: telemetry.clone(),
         started_unix_s: unix_ms() / 1000,

@@ -1,6 +1,7 @@
 //! The API's description: what its parts have in common, and where it is served.
 
 use super::Api;
+use super::deadline;
 use super::idempotency::MAX_KEY;
 use axum::Router;
 use axum::http::{HeaderName, HeaderValue, header};
@@ -52,13 +53,18 @@ const OF_A_GENERATION: &[(u16, &str)] = &[
         "`manifest_stale`, `node_stopped`, `adapter_load_failed`, `queue_timeout`, \
          `usage_log_unavailable`",
     ),
-    (504, "`deadline_exceeded`"),
+    (
+        504,
+        "`deadline_exceeded`: it did not end within its `X-Request-Timeout`, or what the node gives",
+    ),
 ];
 
 /// An operation that generates, with all that can go wrong.
 pub fn generates(summary: &'static str, body: &str, what: &str, answer: &str) -> Operation {
+    let timeout = json!({ "type": "number", "minimum": deadline::SHORTEST });
     let operation = Operation::new(summary)
         .body(named(body))
+        .header("X-Request-Timeout", "Seconds after which it fails, if it has not ended", timeout)
         .answers(200, what, named(answer))
         .streams(200)
         .fails_with(OF_A_KEY)

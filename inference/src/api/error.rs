@@ -1,5 +1,6 @@
 //! Every way in which a request fails, and the one place where it becomes a response.
 
+use super::deadline::Deadline;
 use crate::engine::{RequestError, SubmitError};
 use crate::guidance::GuidanceError;
 use crate::limits::Exceeded;
@@ -85,8 +86,8 @@ pub enum ApiError {
     AdapterLoad(String),
     #[error("The request did not begin within {seconds} s: the node has too much to do.")]
     QueueTimeout { seconds: u64 },
-    #[error("The request did not end before its deadline.")]
-    Deadline,
+    #[error("The request did not end within {0}.")]
+    Late(Deadline),
     #[error("Access was revoked while the request ran.")]
     Revoked,
     #[error("The request failed inside the node.")]
@@ -130,7 +131,7 @@ impl ApiError {
             | Self::Stopped
             | Self::AdapterLoad(_)
             | Self::QueueTimeout { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Deadline => StatusCode::GATEWAY_TIMEOUT,
+            Self::Late(_) => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -163,7 +164,7 @@ impl ApiError {
             Self::Stopped => "node_stopped",
             Self::AdapterLoad(_) => "adapter_load_failed",
             Self::QueueTimeout { .. } => "queue_timeout",
-            Self::Deadline => "deadline_exceeded",
+            Self::Late(_) => "deadline_exceeded",
             Self::Internal => "internal_error",
         })
     }
@@ -261,12 +262,13 @@ impl From<SubmitError> for ApiError {
     }
 }
 
-impl From<RequestError> for ApiError {
-    fn from(error: RequestError) -> Self {
+impl ApiError {
+    /// What a request that the engine had taken failed with.
+    pub fn of_request(error: RequestError, deadline: Deadline) -> Self {
         match error {
             RequestError::AdapterLoad(reason) => Self::AdapterLoad(reason),
             RequestError::QueueTimeout { seconds } => Self::QueueTimeout { seconds },
-            RequestError::Deadline => Self::Deadline,
+            RequestError::Deadline => Self::Late(deadline),
             RequestError::Revoked => Self::Revoked,
             RequestError::Engine(_) => Self::Stopped,
             RequestError::Guidance { error: GuidanceError::Internal, .. } => Self::Internal,

@@ -12,6 +12,7 @@ mod auth;
 mod body;
 mod chat;
 mod completions;
+mod deadline;
 mod description;
 mod door;
 mod error;
@@ -56,6 +57,7 @@ use lorikeet_contract::{BaseModelSpec, RequestId};
 use routes::Routes;
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
@@ -80,6 +82,8 @@ pub struct Api {
     pub limiter: Arc<Limiter>,
     pub idempotency: Idempotency,
     pub bodies: Bodies,
+    /// At most so long after its arrival a request that generates is answered, or a 504.
+    pub request_within: Duration,
     /// Cancelled when the node has been told to stop: it is not ready any more.
     pub stopping: CancellationToken,
     pub telemetry: Arc<Telemetry>,

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// Requests that a node holds at once, waiting or running, unless told otherwise. One more gets 429.
 const MAX_REQUESTS: usize = 512;
 
+/// Longer than anybody reads an answer; what hangs still ends.
+const REQUEST_WITHIN: Duration = Duration::from_secs(3600);
+
 /// A number, or auto.
 const MAX_ROWS: &str = "LORIKEET_MAX_NUM_BATCHED_TOKENS";
 
@@ -29,4 +32,9 @@ pub(super) fn scheduler(vars: Vars<'_>) -> Result<SchedulerConfig, ConfigError> 
 
 pub(super) fn max_requests(vars: Vars<'_>) -> Result<usize, ConfigError> {
     Ok(vars.positive("LORIKEET_MAX_REQUESTS")?.map_or(MAX_REQUESTS, |n| n as usize))
+}
+
+pub(super) fn request_within(vars: Vars<'_>) -> Result<Duration, ConfigError> {
+    let within = vars.positive("LORIKEET_REQUEST_SECONDS")?;
+    Ok(within.map_or(REQUEST_WITHIN, Duration::from_secs))
 }

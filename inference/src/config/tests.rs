@@ -58,6 +58,7 @@ fn what_is_wrong_is_named_with_its_value() {
         ("LORIKEET_METRICS_LISTEN", "7711"),
         ("OTEL_TRACES_SAMPLER_ARG", "1.5"),
         ("LORIKEET_CLIENT_READ_SECONDS", "0"),
+        ("LORIKEET_REQUEST_SECONDS", "0"),
     ] {
         let error = config(&[(name, value)]).err().unwrap().to_string();
         assert!(error.starts_with(name) && error.contains(value), "{error}");

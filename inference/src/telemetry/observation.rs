@@ -71,7 +71,8 @@ impl Observation {
         &self.telemetry
     }
 
-    pub(super) fn began(&self) -> Instant {
+    /// When the request arrived.
+    pub fn began(&self) -> Instant {
         self.began
     }
 

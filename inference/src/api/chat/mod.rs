@@ -6,6 +6,7 @@ mod shape;
 
 use super::auth::Caller;
 use super::body::JsonObject;
+use super::deadline::Deadline;
 use super::error::ApiError;
 use super::generation::{Generation, Work};
 use super::models::resolve;
@@ -27,6 +28,7 @@ pub async fn create(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
     Extension(id): Extension<RequestId>,
+    deadline: Deadline,
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::read(fields, api.base.vocab_size, rand::random())?;
@@ -37,7 +39,7 @@ pub async fn create(
     let shape = ChatShape::new(id, &model, &parameters);
     let streaming = parameters.stream;
     let work = Work { model, prompts: vec![prompt], parameters, tools: tool_use };
-    let generation = Generation::start(api, &caller, work, id).await?;
+    let generation = Generation::start(api, &caller, work, id, deadline).await?;
     Ok(report_ignored(respond(generation, shape, streaming).await?, &ignored))
 }
 

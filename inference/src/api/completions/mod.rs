@@ -7,6 +7,7 @@ mod shape;
 use super::Api;
 use super::auth::Caller;
 use super::body::JsonObject;
+use super::deadline::Deadline;
 use super::error::ApiError;
 use super::generation::{Generation, Work};
 use super::models::resolve;
@@ -27,6 +28,7 @@ pub async fn create(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
     Extension(id): Extension<RequestId>,
+    deadline: Deadline,
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
     let request = CompletionRequest::read(fields, api.base.vocab_size, rand::random())?;
@@ -38,9 +40,8 @@ pub async fn create(
     let shape = CompletionShape::new(id, &model, &parameters, echoes);
     let streaming = parameters.stream;
     let prompts = prompts.into_iter().map(|prompt| prompt.tokens).collect();
-    let generation =
-        Generation::start(api, &caller, Work { model, prompts, parameters, tools: None }, id)
-            .await?;
+    let work = Work { model, prompts, parameters, tools: None };
+    let generation = Generation::start(api, &caller, work, id, deadline).await?;
     Ok(report_ignored(respond(generation, shape, streaming).await?, &ignored))
 }
 

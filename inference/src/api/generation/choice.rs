@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 use tokio::sync::mpsc;
 
 pub struct Choices {
@@ -50,6 +51,7 @@ impl Choices {
         work: Work,
         compiled: Option<&Compiled>,
         id: RequestId,
+        deadline: Option<Instant>,
     ) -> Result<Self, ApiError> {
         let Work { model, prompts, parameters, tools } = work;
         let parameter = parameters.grammar.as_ref().map_or("", |wanted| wanted.parameter);
@@ -85,7 +87,7 @@ impl Choices {
                     ignore_eos: parameters.ignore_eos,
                     logprobs: parameters.logprobs,
                     scores_prompt: parameters.prompt_logprobs && choice == 0,
-                    deadline: None,
+                    deadline,
                     events: sender,
                 };
                 choices.push(Choice {

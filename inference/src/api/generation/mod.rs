@@ -9,6 +9,7 @@ pub use answer::{Piece, PromptToken, TokenLogprob};
 
 use super::Api;
 use super::auth::Caller;
+use super::deadline::{Deadline, SetBy};
 use super::error::ApiError;
 use super::models::Model;
 use super::parameters::Parameters;
@@ -46,6 +47,7 @@ impl Work {
 pub struct Generation {
     api: Arc<Api>,
     id: RequestId,
+    deadline: Deadline,
     choices: Choices,
     meter: Meter,
     /// Its place among the tenant's, and the tokens reserved for it.
@@ -90,6 +92,7 @@ impl Generation {
         caller: &Caller,
         work: Work,
         id: RequestId,
+        deadline: Deadline,
     ) -> Result<Self, ApiError> {
         if !api.usage.is_writable() {
             return Err(ApiError::NoUsageLog);
@@ -116,15 +119,16 @@ impl Generation {
             base_weights_digest: api.base.weights_digest,
             prompt_tokens: counts.prompt,
         };
-        let choices =
-            Choices::start(&api, caller, work, compiled.as_deref(), id).inspect_err(|_| {
+        let choices = Choices::start(&api, caller, work, compiled.as_deref(), id, deadline.at)
+            .inspect_err(|_| {
                 if let Some(permit) = &permit {
                     permit.withdraw();
                 }
             })?;
         // From here on an early return drops `choices`, which cancels the request.
         let (meter, opened) = api.usage.admit(&admission)?;
-        let generation = Self { api, id, choices, meter, permit, counts, timing: None, cut: false };
+        let (timing, cut) = (None, false);
+        let generation = Self { api, id, deadline, choices, meter, permit, counts, timing, cut };
         // The engine may have been told of it before it had the request.
         if caller.has_lost_access(&generation.api.manifest.current()) {
             return Err(generation.fail(ApiError::Revoked).await);
@@ -196,7 +200,7 @@ impl Generation {
                 }
                 EngineEvent::Failed { error, .. } => {
                     tracing::warn!(request = %self.id, %error, "request failed");
-                    return Err(error.into());
+                    return Err(ApiError::of_request(error, self.deadline));
                 }
             }
         }
@@ -233,6 +237,8 @@ impl Generation {
         self.choices.failed(error.outcome());
         let reason = match error {
             ApiError::Revoked => Billed::Revoked,
+            // As if it had gone away then.
+            ApiError::Late(Deadline { set_by: SetBy::Client, .. }) => Billed::Cancelled,
             _ => Billed::Error,
         };
         // While the log is not writable the record stays in memory; the client gets its error now.

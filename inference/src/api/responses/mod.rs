@@ -9,6 +9,7 @@ use super::Api;
 use super::auth::Caller;
 use super::body::JsonObject;
 use super::chat::prompt;
+use super::deadline::Deadline;
 use super::error::ApiError;
 use super::generation::{Generation, Work};
 use super::models::resolve;
@@ -28,6 +29,7 @@ pub async fn create(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
     Extension(id): Extension<RequestId>,
+    deadline: Deadline,
     JsonObject(fields): JsonObject,
 ) -> Result<Response, ApiError> {
     let request = ResponseRequest::read(fields, api.base.vocab_size, rand::random())?;
@@ -38,6 +40,6 @@ pub async fn create(
     let shape = ResponseShape::new(id, &model, &parameters, repeated);
     let streaming = parameters.stream;
     let work = Work { model, prompts: vec![prompt], parameters, tools };
-    let generation = Generation::start(api, &caller, work, id).await?;
+    let generation = Generation::start(api, &caller, work, id, deadline).await?;
     Ok(report_ignored(respond(generation, shape, streaming).await?, &ignored))
 }

@@ -339,6 +339,7 @@ pub fn config(data: &Path, control_plane: &str, address: SocketAddr) -> Config {
         max_requests: 64,
         patience: Patience::default(),
         read_body_within: Duration::from_secs(60),
+        request_within: Duration::from_secs(3600),
         drain: DrainConfig { grace: Duration::ZERO, timeout: Duration::from_secs(30) },
         usage: LogConfig { progress_every: Duration::from_millis(10), ..LogConfig::default() },
     }

@@ -8,6 +8,7 @@ mod choices;
 mod collector;
 mod completions;
 mod control_plane;
+mod deadlines;
 mod description;
 mod errors;
 mod failures;

@@ -3,6 +3,7 @@ use super::harness::{Customer, Node, chat};
 use super::sse::Events;
 use crate::config::{Config, Device};
 use lorikeet_compute::backend::sim::{SimConfig, SimCost};
+use lorikeet_contract::link::FinishReason;
 use reqwest::StatusCode;
 use serde_json::json;
 use std::time::Duration;
@@ -42,4 +43,8 @@ async fn a_draining_node_serves_on_while_load_balancers_turn_away_and_then_refus
     let last = running.rest().await.pop().expect("a closing chunk");
     assert_eq!(last["choices"][0]["finish_reason"], "length", "it was let end");
     node.stop().await;
+    let finals = control_plane.seen().finals_with(FinishReason::Length);
+    let answers: Vec<_> = finals.iter().map(|record| record.completion_tokens).collect();
+    assert_eq!(answers.iter().filter(|tokens| **tokens == 500).count(), 1, "{answers:?}");
+    assert!(answers.iter().filter(|tokens| **tokens == 8).count() >= 1, "{answers:?}");
 }

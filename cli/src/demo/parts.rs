@@ -5,6 +5,7 @@ use super::leftovers::MARK;
 use super::ports::{Ports, address};
 use super::process::Spec;
 use super::state::State;
+use crate::variables::NODE;
 use anyhow::Context;
 use rustix::process::Signal;
 use std::collections::BTreeMap;
@@ -13,43 +14,23 @@ use std::time::Duration;
 
 const BUCKET: &str = "lorikeet";
 
-/// Of the user's environment, what parts keep: where things are, and the node's tuning.
+/// What every part keeps of the user's environment: where things are, and how much is told.
 const KEPT: &[&str] = &[
     "HOME",
     "LANG",
     "LD_LIBRARY_PATH",
-    "LORIKEET_ADAPTER_DEVICE_BYTES",
-    "LORIKEET_ADAPTER_DISK_BYTES",
-    "LORIKEET_ADAPTER_DOWNLOAD_SECONDS",
-    "LORIKEET_ADAPTER_HOST_BYTES",
     "LORIKEET_CACHE",
-    "LORIKEET_CLIENT_BODY_SECONDS",
-    "LORIKEET_CLIENT_HEAD_SECONDS",
-    "LORIKEET_CLIENT_READ_SECONDS",
-    "LORIKEET_CORS_ORIGINS",
-    "LORIKEET_DEVICE",
-    "LORIKEET_KV_CACHE_DTYPE",
-    "LORIKEET_KV_TOKENS",
     "LORIKEET_LOG",
     "LORIKEET_LOG_FORMAT",
-    "LORIKEET_MAX_CONNECTIONS",
-    "LORIKEET_MAX_NUM_BATCHED_TOKENS",
-    "LORIKEET_MAX_NUM_SEQS",
-    "LORIKEET_MAX_REQUESTS",
-    "LORIKEET_MODEL_NAME",
-    "LORIKEET_QUANTIZATION",
-    "LORIKEET_QUEUE_SECONDS",
-    "LORIKEET_SIM_PANIC_AT_STEP",
-    "LORIKEET_TOOL_CALL_PARSER",
-    "OTEL_EXPORTER_OTLP_CERTIFICATE",
-    "OTEL_EXPORTER_OTLP_ENDPOINT",
-    "OTEL_TRACES_SAMPLER_ARG",
     "PATH",
     "RUST_BACKTRACE",
     "TMPDIR",
     "TZ",
     "XDG_CACHE_HOME",
 ];
+
+/// For tests of what follows; no setting of the node.
+const PANIC: &str = "LORIKEET_SIM_PANIC_AT_STEP";
 
 pub struct Parts<'a> {
     pub home: &'a Home,
@@ -141,29 +122,33 @@ impl Parts<'_> {
         )
     }
 
+    /// Of its settings the user may give all but those that say where the other parts are.
     pub fn node(&self) -> anyhow::Result<Spec> {
         let keys = &self.state.object_store;
-        self.spec(
-            "node",
-            "node",
-            vec![
-                ("LORIKEET_NODE_LISTEN", address(self.ports.node_port).to_string()),
-                ("LORIKEET_METRICS_LISTEN", address(self.ports.node_metrics_port).to_string()),
-                ("LORIKEET_NODE_DATA", text(&self.home.path("node"))?),
-                ("LORIKEET_NODE_NAME", "demo".into()),
-                // Nobody balances load here.
-                ("LORIKEET_DRAIN_GRACE_SECONDS", "0".into()),
-                ("LORIKEET_CONTROL_PLANE", url(self.ports.grpc_port)),
-                ("LORIKEET_NODE_TOKEN_FILE", text(&self.home.path("node-token"))?),
-                ("LORIKEET_MODEL", text(self.model)?),
-                ("LORIKEET_PUBLIC_API_URL", self.api_base_url()),
-                ("LORIKEET_DASHBOARD_ORIGIN", self.dashboard_url()),
-                ("LORIKEET_S3_ENDPOINT", self.s3_url()),
-                ("LORIKEET_S3_BUCKET", BUCKET.into()),
-                ("LORIKEET_S3_ACCESS_KEY", keys.reader_access_key.clone()),
-                ("LORIKEET_S3_SECRET_KEY", keys.reader_secret_key.clone()),
-            ],
-        )
+        let settings = NODE.iter().map(|variable| variable.name).chain([PANIC]);
+        let tuning = settings.filter_map(|name| Some((name, std::env::var(name).ok()?)));
+        let mut vars: Vec<_> = tuning.collect();
+        vars.extend([
+            ("LORIKEET_NODE_LISTEN", address(self.ports.node_port).to_string()),
+            ("LORIKEET_METRICS_LISTEN", address(self.ports.node_metrics_port).to_string()),
+            ("LORIKEET_NODE_DATA", text(&self.home.path("node"))?),
+            ("LORIKEET_NODE_NAME", "demo".into()),
+            // Nobody balances load here.
+            ("LORIKEET_DRAIN_GRACE_SECONDS", "0".into()),
+            ("LORIKEET_CONTROL_PLANE", url(self.ports.grpc_port)),
+            // Empty is unset: the link stays on this machine, in the clear.
+            ("LORIKEET_CONTROL_PLANE_CA", String::new()),
+            ("LORIKEET_NODE_TOKEN_FILE", text(&self.home.path("node-token"))?),
+            ("LORIKEET_MODEL", text(self.model)?),
+            ("LORIKEET_PUBLIC_API_URL", self.api_base_url()),
+            ("LORIKEET_DASHBOARD_ORIGIN", self.dashboard_url()),
+            ("LORIKEET_S3_ENDPOINT", self.s3_url()),
+            ("LORIKEET_S3_BUCKET", BUCKET.into()),
+            ("LORIKEET_S3_REGION", String::new()),
+            ("LORIKEET_S3_ACCESS_KEY", keys.reader_access_key.clone()),
+            ("LORIKEET_S3_SECRET_KEY", keys.reader_secret_key.clone()),
+        ]);
+        self.spec("node", "node", vars)
     }
 
     /// `vars` win over the user's own environment.

@@ -267,9 +267,10 @@ pub struct Standing {
 
 #[cfg(test)]
 impl Standing {
-    /// With so many tokens of output more.
-    pub fn served_after(&self, tokens: usize) -> u64 {
-        self.served + tenants::virtual_cost(price::Cost::output(tokens), self.weight)
+    /// What so many tokens of a prompt and of answers count.
+    pub fn count(&self, prompt: usize, output: usize) -> u64 {
+        let cost = price::Cost::prompt(prompt) + price::Cost::output(output);
+        tenants::virtual_cost(cost, self.weight)
     }
 }
 

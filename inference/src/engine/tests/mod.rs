@@ -1,5 +1,6 @@
 mod adapters;
 mod allocations;
+mod fairness;
 mod guided;
 mod harness;
 mod isolation;

@@ -78,31 +78,3 @@ fn nobody_loses_blocks_that_would_not_be_enough_for_the_newcomer() {
     assert_eq!(preempted(32), 0);
     assert_eq!(preempted(36), 1);
 }
-
-/// What a step computes that was submitted before its sequence lost its blocks is in those, and not in the
-/// ones that the sequence is given at once.
-#[test]
-fn others_find_a_prompts_blocks_only_where_they_have_been_computed() {
-    let mut setup = Setup::default();
-    setup.capacity.pipeline_depth = 2;
-    setup.capacity.num_blocks = 80;
-    setup.scheduler.max_num_batched_tokens = 32;
-    let mut rig = Rig::new(&setup);
-    let owed = |prompt: &[u32], max| {
-        let (mut request, reader) = request(3, None, prompt, max);
-        request.share.weight = 10_000;
-        (request, reader)
-    };
-    // The first holds 40 blocks and more, and keeps them.
-    let (request, mut first) = owed(&prompt(156), 30);
-    rig.try_submit(request).unwrap();
-    rig.steps(8);
-    let mut small = rig.submit(1, None, &prompt(20), 4);
-    rig.steps(2);
-    let mut long = rig.submit(2, None, &prompt(120), 5);
-    rig.steps(1);
-    // It shares the blocks of the first, and finds none for its own rows until the small one ends.
-    let (request, mut newcomer) = owed(&prompt(168), 5);
-    rig.try_submit(request).unwrap();
-    rig.finish(&mut [&mut first, &mut small, &mut long, &mut newcomer]);
-}

@@ -4,9 +4,7 @@
 use super::harness::*;
 use crate::adapters::{AdapterManifest, Pin};
 use crate::engine::{FinishReason, RequestError, Revocation};
-use crate::scheduler::{SchedulerConfig, Standing};
 use crate::share::TenantShare;
-use lorikeet_contract::TenantId;
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -249,81 +247,6 @@ fn a_place_goes_to_who_has_blocks_and_not_to_who_waits_for_them() {
     rig.finish(&mut asked.iter_mut().map(|(_, reader)| reader).collect::<Vec<_>>());
 }
 
-/// By how much each tenant was ahead of one that waits, when that began to wait.
-#[derive(Default)]
-struct Waits(HashMap<TenantId, HashMap<TenantId, u64>>);
-
-impl Waits {
-    /// While a tenant waits, nobody gets ahead of it by more, by weight, than what fits the cache at
-    /// once and one request.
-    fn check(&mut self, standings: &[Standing], kv_tokens: usize) {
-        for own in standings {
-            if !own.waits {
-                self.0.remove(&own.tenant);
-                continue;
-            }
-            let others = standings.iter().filter(|other| other.tenant != own.tenant);
-            let ahead = |other: &Standing| other.served.saturating_sub(own.served);
-            let at_first = self.0.entry(own.tenant).or_default();
-            for other in others {
-                let before = *at_first.entry(other.tenant).or_insert_with(|| ahead(other));
-                let bound = other.served_after(kv_tokens + 45) - other.served;
-                assert!(
-                    ahead(other) <= before + bound,
-                    "{other:?} went {} ahead of {own:?}, {before} at first",
-                    ahead(other)
-                );
-            }
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(crate::fixture::cases(1000))]
-    #[test]
-    fn no_tenant_waits_longer_than_its_share_implies(
-        num_blocks in 12u32..60, max_num_seqs in 1usize..8, rows in 4usize..40, depth in 1u32..=2,
-        weights in prop::array::uniform3(1u32..5),
-        asks in prop::collection::vec(
-            (prop_oneof![4 => Just(0u8), 1 => 0u8..3], 0u32..25, 1u32..20,
-             prop_oneof![4 => Just(0usize), 1 => 0usize..10]),
-            1..80,
-        ),
-    ) {
-        let mut setup = Setup { max_requests: 512, ..Setup::default() };
-        setup.capacity.num_blocks = num_blocks;
-        setup.capacity.pipeline_depth = depth;
-        setup.scheduler = SchedulerConfig {
-            max_num_seqs,
-            max_num_batched_tokens: rows,
-            ..SchedulerConfig::default()
-        };
-        let mut rig = Rig::new(&setup);
-        let mut waits = Waits::default();
-        let mut readers = Vec::new();
-        for (tenant, more_prompt, max_tokens, steps) in asks {
-            // Prompts start differently, so that little comes from the cache.
-            let start = readers.len() as u32;
-            let prompt: Vec<u32> = (start..=start + more_prompt).map(|t| 4 + t % 60).collect();
-            let (mut request, reader) = request(tenant, None, &prompt, max_tokens);
-            request.share.weight = weights[usize::from(tenant)];
-            rig.try_submit(request).unwrap();
-            readers.push(reader);
-            for _ in 0..steps {
-                rig.step();
-                waits.check(&rig.engine.scheduler.standings(), 4 * num_blocks as usize);
-            }
-        }
-        while readers.iter().any(|reader| reader.end.is_none()) {
-            rig.step();
-            waits.check(&rig.engine.scheduler.standings(), 4 * num_blocks as usize);
-            readers.iter_mut().for_each(Reader::read);
-        }
-        rig.steps(3);
-        rig.engine.assert_idle();
-    }
-}
-
 /// A pin and the adapter that has no room beside it would displace each other in turns, while the host copy
 /// of the pin kept out the adapter whose sequence holds the blocks that the others wait for.
 #[test]
@@ -354,6 +277,41 @@ fn a_displaced_pin_waits_until_nobody_needs_what_displaced_it() {
         ask(0, None, 0, 9, 4, None),
         ask(1, Some(1), 2, 6, 16, None),
         ask(2, None, 0, 21, 1, Some(7)),
+    ];
+    let mut asked = perform(&mut rig, ops);
+    rig.finish(&mut asked.iter_mut().map(|(_, reader)| reader).collect::<Vec<_>>());
+}
+
+/// What a step computes that was submitted before its sequence lost its blocks is in those, and not in the
+/// ones that the sequence is given at once in their place.
+#[test]
+fn others_find_a_prompts_blocks_only_where_they_have_been_computed() {
+    let memory = Memory {
+        num_blocks: 13,
+        device: 44,
+        host: 42,
+        disk: 26,
+        max_slots: 3,
+        max_num_seqs: 2,
+        max_num_batched_tokens: 7,
+        pipeline_depth: 2,
+        upload_ms: 5,
+        failing: None,
+    };
+    let ask = |adapter, text, prompt_len, max_tokens| {
+        let adapter = Some(adapter);
+        Op::Submit(Ask { tenant: 2, adapter, text, prompt_len, max_tokens, deadline_ms: None })
+    };
+    let mut rig = Rig::new(&setup(&memory));
+    let ops = vec![
+        Op::Pin(vec![0]),
+        ask(0, 1, 6, 9),
+        Op::Steps(1),
+        ask(1, 0, 5, 6),
+        ask(3, 1, 6, 4),
+        Op::Steps(6),
+        ask(3, 1, 14, 1),
+        Op::Steps(2),
     ];
     let mut asked = perform(&mut rig, ops);
     rig.finish(&mut asked.iter_mut().map(|(_, reader)| reader).collect::<Vec<_>>());

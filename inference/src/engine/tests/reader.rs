@@ -30,7 +30,7 @@ pub struct Reader {
     events: mpsc::Receiver<EngineEvent>,
     pub tokens: Vec<u32>,
     /// Of its prompt, since it runs.
-    cached: Option<u32>,
+    pub cached: Option<u32>,
     /// Of its prompt.
     pub scores: Option<Vec<SampledToken>>,
     pub end: Option<End>,

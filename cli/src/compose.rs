@@ -4,8 +4,8 @@
 use crate::args::Cli;
 use crate::variables::{CONTROL_PLANE, NODE, Variable};
 use clap::{CommandFactory, Parser};
+use lorikeet_kit::workspace;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use yaml::Node;
 
 /// The part of YAML that the file keeps to: mappings, lists of `- item`, scalars, `["a", "b"]`.
@@ -97,12 +97,8 @@ mod yaml {
     }
 }
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 fn read(path: &str) -> String {
-    std::fs::read_to_string(root().join(path)).unwrap()
+    std::fs::read_to_string(workspace().join(path)).unwrap()
 }
 
 fn services() -> BTreeMap<String, Node> {
@@ -156,7 +152,7 @@ fn every_image_is_pinned_or_built_here() {
         assert_eq!(service.get("image").unwrap().text(), version, "{name}");
     }
     let build = services()["migrate"].get("build").unwrap().clone();
-    assert!(root().join(build.get("dockerfile").unwrap().text()).is_file());
+    assert!(workspace().join(build.get("dockerfile").unwrap().text()).is_file());
     assert!(dockerfile.contains(r#"ENTRYPOINT ["lorikeet"]"#));
 }
 
@@ -216,7 +212,7 @@ fn every_dependency_volume_and_mounted_file_exists() {
         for mount in service.get("volumes").map(Node::list).unwrap_or_default() {
             let source = mount.split(":/").next().unwrap();
             let exists = match source.strip_prefix("./") {
-                Some(file) => root().join(file).is_file(),
+                Some(file) => workspace().join(file).is_file(),
                 None => volumes.contains_key(source) || source.starts_with("${LORIKEET_MODELS"),
             };
             assert!(exists, "{name} mounts {source}");

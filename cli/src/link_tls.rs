@@ -9,7 +9,7 @@ use lorikeet_control_plane::link::{
 use lorikeet_inference::link::Uplink;
 use sqlx::postgres::PgPoolOptions;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -30,7 +30,7 @@ impl Issued {
     }
 
     fn issue(&self, host: &str) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/link-tls.sh");
+        let script = lorikeet_kit::workspace().join("deploy/link-tls.sh");
         let run = Command::new("sh").arg(script).arg(self.0.path()).arg(host).output().unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     }

@@ -55,7 +55,7 @@ fn is_pure(import: &str, modules: &str) -> bool {
 
 #[test]
 fn scheduler_kv_and_residency_use_std_and_contract_only() {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let source = lorikeet_kit::workspace().join("inference/src");
     let mut seen = 0;
     for part in PURE {
         let mut pure = Vec::new();

@@ -17,7 +17,7 @@ pub async fn run_node(script: &str, env: &[(&str, &str)]) -> Result<String> {
 }
 
 async fn run_with(program: &Path, script: &str, env: &[(&str, &str)]) -> Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(script);
+    let path = lorikeet_kit::workspace().join("tests/clients").join(script);
     let output = Command::new(program)
         .arg(path)
         .envs(env.iter().copied())

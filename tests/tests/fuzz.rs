@@ -4,12 +4,11 @@
 use anyhow::{Context, Result, ensure};
 use lorikeet_tests::Demo;
 use serde_json::Value;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// `secrets` go by the environment: arguments are shown when it fails, and to the whole machine.
 fn fuzz(arguments: &[&str], secrets: &[(&str, &str)]) -> Result<()> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/fuzz-api");
+    let script = lorikeet_kit::workspace().join("scripts/fuzz-api");
     let output = Command::new(script)
         .args(arguments)
         .envs(secrets.iter().copied())

@@ -39,8 +39,8 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// The checkout's own copy of the trained adapters.
-const KIT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/kit/data");
+/// The trained adapters, from a checkout's root.
+const KIT: &str = "tests/kit/data";
 
 /// Initialising a cluster, or loading a model, on a slow and busy machine.
 const READY_WITHIN: Duration = Duration::from_secs(120);
@@ -64,9 +64,8 @@ pub struct Args {
     postgres_bin: Option<PathBuf>,
     /// The directory whose adapters/NAME are uploaded for the two tenants [default: the checkout's
     /// tests/kit/data]
-    #[arg(long, env = "LORIKEET_KIT", value_name = "DIR", default_value = KIT)]
-    #[arg(hide_default_value = true)]
-    kit: PathBuf,
+    #[arg(long, env = "LORIKEET_KIT", value_name = "DIR")]
+    kit: Option<PathBuf>,
     /// Delete everything that an earlier demo kept, and start over
     #[arg(long)]
     reset: bool,
@@ -138,7 +137,7 @@ impl Demo {
         let (dashboard_url, api_base_url) = (parts.dashboard_url(), parts.api_base_url());
         let metrics_urls = parts.metrics_urls();
         self.start_parts(&parts, running).await?;
-        let adapters = self.args.kit.join("adapters");
+        let adapters = kit(self.args.kit.as_deref()).join("adapters");
         let seeding = Seeding { home: &self.home, url: &dashboard_url, adapters: &adapters };
         seeding.run(&mut state).await?;
 
@@ -305,6 +304,18 @@ pub fn check_data_directory(given: Option<&Path>) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("{} cannot be written to", existing.display()))?;
     Cluster::new(&dir.join("postgres"))?.check_reachable(existing)?;
     Ok(dir)
+}
+
+/// In the checkout that the demo is started in, or that its program lies in; else in the one that this
+/// was built from, which is another's where checkouts have their build directory in common.
+fn kit(given: Option<&Path>) -> PathBuf {
+    if let Some(given) = given {
+        return given.to_owned();
+    }
+    let places = [std::env::current_dir(), std::env::current_exe()];
+    let above = places.iter().flatten().flat_map(|place| place.ancestors());
+    let found = above.map(|dir| dir.join(KIT)).find(|kit| kit.is_dir());
+    found.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(KIT))
 }
 
 fn model(given: Option<&Path>) -> anyhow::Result<PathBuf> {

@@ -30,11 +30,20 @@ pub fn is_complete() -> bool {
 }
 
 fn own_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("data")
+    workspace().join(OWN)
 }
 
-fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/kit lies two deep")
+/// From the checkout's root.
+const OWN: &str = "tests/kit/data";
+
+/// The checkout that the tests run in. Cargo tells a running test where its package lies; what the
+/// compiler was told may be another checkout, which has the build directory in common.
+pub fn workspace() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let places: Vec<PathBuf> = package.into_iter().chain([built]).collect();
+    let mut above = places.iter().flat_map(|place| place.ancestors());
+    above.find(|dir| dir.join(OWN).is_dir()).expect("the kit is part of a checkout").to_owned()
 }
 
 pub fn adapter_dir(name: &str) -> PathBuf {

@@ -12,7 +12,6 @@ use lorikeet_compute::backend::cpu::CpuConfig;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Answers of the real model.
@@ -59,9 +58,8 @@ fn assert_valid<'a>(answers: impl Iterator<Item = &'a (Value, Value)>) {
 /// Runs one of the tests' Python scripts, and panics with what it printed if it fails.
 fn run(script: &str, vars: &[(&str, &str)], input: &str) {
     let python = lorikeet_kit::cache_dir().join("clients/bin/python");
-    let scripts = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/clients");
     let mut process = Command::new(&python)
-        .arg(Path::new(scripts).join(script))
+        .arg(lorikeet_kit::workspace().join("tests/clients").join(script))
         .envs(vars.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

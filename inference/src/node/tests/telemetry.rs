@@ -138,10 +138,8 @@ async fn every_metric_is_documented_and_the_dashboard_shows_those_that_there_are
     let node = Node::ready(&control_plane, |_| {}).await;
     let page = metrics(&node).await;
     node.stop().await;
-    let read = |path: &str| {
-        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../");
-        std::fs::read_to_string([root, path].concat()).expect("it is there")
-    };
+    let root = lorikeet_kit::workspace();
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).expect("it is there");
     let docs = read("docs/operations.md");
     let documented = |name: &str| docs.contains(&format!("`{name}`"));
     for name in page.names() {

@@ -172,9 +172,10 @@ impl Answers {
     }
 
     /// Charges what a running answer has grown by. False when there is no room for it, even without
-    /// what has ended.
+    /// what has ended: the answer will not be kept, and nothing is charged for it any more.
     pub fn grow(&mut self, tenant: TenantId, key: &str, bytes: usize) -> bool {
         if !self.make_room(tenant, bytes) {
+            self.drop_answer(tenant, key);
             return false;
         }
         let entry = self.tenants.get_mut(&tenant).and_then(|t| t.entries.get_mut(key));
@@ -195,7 +196,11 @@ impl Answers {
             of_tenant.answered.push_back(key.to_owned());
             return;
         }
-        let freed = of_tenant.drop_answer(key);
+        self.drop_answer(tenant, key);
+    }
+
+    fn drop_answer(&mut self, tenant: TenantId, key: &str) {
+        let freed = self.tenants.get_mut(&tenant).map_or(0, |t| t.drop_answer(key));
         self.shrank(tenant, freed);
     }
 

@@ -2,10 +2,12 @@
 //! codes. Handlers return [`ApiError`]; [`OnConstraint`] turns a violated constraint into one.
 
 use crate::objects::ObjectError;
+use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lorikeet_contract::adapter::AdapterError;
 use serde::Serialize;
+use serde_json::json;
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -75,7 +77,7 @@ pub enum ApiError {
     #[error("the request took too long and was given up")]
     Timeout,
     /// The caller gets no detail; the log does, once.
-    #[error("something went wrong on our side; the request id in `x-request-id` names it")]
+    #[error("something went wrong on our side; the request id names it")]
     Internal(#[source] anyhow::Error),
 }
 
@@ -137,8 +139,8 @@ impl ApiError {
     }
 }
 
-/// An error as the caller sees it. Kept in the response's extensions, so that the pages' layer can
-/// show it as a page.
+/// An error as the caller sees it. Travels in the response's extensions: the pages' layer shows it as a
+/// page, and [`with_body`] writes it for programs.
 #[derive(Debug, Clone, Serialize)]
 pub struct ErrorBody {
     #[serde(skip)]
@@ -149,6 +151,7 @@ pub struct ErrorBody {
     pub param: Option<&'static str>,
 }
 
+/// Without a body: it names the request, whose id is known further out.
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code) = self.status_and_code();
@@ -164,8 +167,7 @@ impl IntoResponse for ApiError {
             _ => None,
         };
         let body = ErrorBody { status, code, message, param };
-        let mut response =
-            (status, axum::Json(serde_json::json!({ "error": body }))).into_response();
+        let mut response = status.into_response();
         if status == StatusCode::UNAUTHORIZED {
             response
                 .headers_mut()
@@ -177,6 +179,15 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(body);
         response
     }
+}
+
+/// The response of a request that failed gets its body; any other is left as it is.
+pub(crate) fn with_body(mut response: Response, request_id: &str) -> Response {
+    let Some(error) = response.extensions_mut().remove::<ErrorBody>() else { return response };
+    let mut body = json!({ "error": error });
+    body["error"]["request_id"] = request_id.into();
+    let (parts, _) = response.into_parts();
+    (parts, Json(body)).into_response()
 }
 
 impl From<sqlx::Error> for ApiError {

@@ -3,7 +3,7 @@
 
 use crate::auth::RequestId;
 use crate::config::Config;
-use crate::error::ApiError;
+use crate::error::{ApiError, with_body};
 use crate::metrics::Metrics;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -47,7 +47,8 @@ async fn identify_and_log(
     let path = request.extensions().get::<MatchedPath>().cloned();
     let span = tracing::info_span!("request", id);
     let started = Instant::now();
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let response = next.run(request).instrument(span.clone()).await;
+    let mut response = with_body(response, &id);
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", value);
     }
@@ -146,9 +147,10 @@ mod tests {
             surround(Router::new().route("/", get(handler)), &config.unwrap(), Arc::default());
         let response = router.oneshot(Request::new(Body::empty())).await.unwrap();
         assert_eq!(response.status(), 500);
-        assert!(response.headers().contains_key("x-request-id"));
+        let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
         let body = to_bytes(response.into_body(), 4096).await.unwrap();
         let body = String::from_utf8(body.to_vec()).unwrap();
         assert!(body.contains("internal") && !body.contains("a detail"), "{body}");
+        assert!(body.contains(&id), "{body}");
     }
 }

@@ -60,11 +60,12 @@ pub fn reference(routes: &[Route]) -> Reference {
         "required": ["error"],
         "properties": { "error": {
             "type": "object",
-            "required": ["code", "message"],
+            "required": ["code", "message", "request_id"],
             "properties": {
                 "code": { "type": "string", "description": "For programs; stable." },
                 "message": { "type": "string" },
                 "param": { "type": "string", "description": "The field at fault." },
+                "request_id": { "type": "string", "description": "As in `x-request-id`." },
             },
         }},
     });

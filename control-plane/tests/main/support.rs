@@ -192,9 +192,17 @@ impl Client<'_> {
     }
 }
 
+/// That an error names its request is looked at here, and left out: equal answers are equal.
 pub async fn send(request: RequestBuilder) -> Answer {
     let response = request.send().await.unwrap();
     let (status, headers) = (response.status(), response.headers().clone());
-    let body = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap_or(Value::Null);
+    let bytes = response.bytes().await.unwrap();
+    let mut body: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+    if !status.is_success()
+        && let Some(error) = body.get_mut("error").and_then(Value::as_object_mut)
+    {
+        let named = error.remove("request_id");
+        assert_eq!(named, Some(headers["x-request-id"].to_str().unwrap().into()));
+    }
     Answer { status, headers, body }
 }

@@ -34,8 +34,6 @@ def shorten(body):
             body[limit] = 8
     if isinstance(body.get("n"), int) and body["n"] > 4:
         body["n"] = 4
-    if body.get("echo") and "logprobs" in body:
-        del body["logprobs"]
     if isinstance(body.get("input"), (str, list)):
         body.pop("n", None)
         if body.get("max_output_tokens") is None:

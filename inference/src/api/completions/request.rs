@@ -9,9 +9,10 @@ const DEFAULT_MAX_TOKENS: u32 = 16;
 
 pub const MAX_TOKENS: Integer = Integer {
     name: "max_tokens",
-    least: 1,
+    least: 0,
     most: u32::MAX,
-    what: "Most tokens of an answer; 16 without it.",
+    what: "Most tokens of an answer; 16 without it. 0 for none: with `echo` and `logprobs` that scores \
+           the prompt.",
 };
 pub const LOGPROBS: Integer = Integer {
     name: "logprobs",
@@ -146,7 +147,9 @@ mod tests {
             let name = more.as_object().and_then(|f| f.keys().next().cloned()).expect("a field");
             assert_eq!(refused(more), name);
         }
-        let scored = read(json!({ "echo": true, "logprobs": 1 })).expect("a request");
+        let scored =
+            read(json!({ "echo": true, "logprobs": 1, "max_tokens": 0 })).expect("a request");
+        assert_eq!(scored.parameters.max_tokens, Some(0));
         assert!(scored.parameters.prompt_logprobs);
         assert_eq!(refused(json!({ "prompt": ["a", "b"], "n": 65 })), "prompt");
     }

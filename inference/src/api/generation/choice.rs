@@ -204,9 +204,11 @@ impl Choices {
     }
 }
 
+/// What the engine is to draw. An answer of no tokens takes one all the same: the step that reads the last
+/// token of the prompt draws.
 fn max_tokens(limit: u32, prompt: u32, wanted: Option<u32>) -> Result<u32, ApiError> {
     let room = limit.saturating_sub(prompt);
-    let completion = wanted.unwrap_or(room.max(1));
+    let completion = wanted.unwrap_or(room).max(1);
     if completion > room {
         return Err(ApiError::ContextLength { limit, prompt, completion });
     }
@@ -221,6 +223,7 @@ mod tests {
     fn an_answer_without_a_limit_gets_what_the_context_has_left() {
         assert_eq!(max_tokens(100, 40, None).ok(), Some(60));
         assert_eq!(max_tokens(100, 40, Some(60)).ok(), Some(60));
+        assert_eq!(max_tokens(100, 40, Some(0)).ok(), Some(1));
         let message = |prompt, wanted| max_tokens(100, prompt, wanted).map_err(|e| e.to_string());
         let error = message(40, Some(61)).expect_err("one too many");
         assert!(error.contains("100 tokens") && error.contains("101 tokens (40 in the prompt, 61"));

@@ -55,6 +55,8 @@ pub struct Generation {
     counts: Counts,
     /// Of the choice that began first.
     timing: Option<Timing>,
+    /// The prompts are read, and what is drawn behind them is nobody's.
+    only_reads: bool,
     /// Whether some choice was cut short.
     cut: bool,
 }
@@ -119,6 +121,7 @@ impl Generation {
             base_weights_digest: api.base.weights_digest,
             prompt_tokens: counts.prompt,
         };
+        let only_reads = work.parameters.max_tokens == Some(0);
         let choices = Choices::start(&api, caller, work, compiled.as_deref(), id, deadline.at)
             .inspect_err(|_| {
                 if let Some(permit) = &permit {
@@ -127,8 +130,18 @@ impl Generation {
             })?;
         // From here on an early return drops `choices`, which cancels the request.
         let (meter, opened) = api.usage.admit(&admission)?;
-        let (timing, cut) = (None, false);
-        let generation = Self { api, id, deadline, choices, meter, permit, counts, timing, cut };
+        let generation = Self {
+            api,
+            id,
+            deadline,
+            choices,
+            meter,
+            permit,
+            counts,
+            timing: None,
+            only_reads,
+            cut: only_reads,
+        };
         // The engine may have been told of it before it had the request.
         if caller.has_lost_access(&generation.api.manifest.current()) {
             return Err(generation.fail(ApiError::Revoked).await);
@@ -166,6 +179,11 @@ impl Generation {
                     self.choices.keep_prompt(choice, prompt.clone());
                     let piece = Piece { prompt, ..Piece::default() };
                     return Ok(Progress { choice, piece, ending: None });
+                }
+                EngineEvent::Token(_) if self.only_reads => {
+                    self.choices.ended(choice, "length");
+                    let ending = Some(Ending::Length);
+                    return Ok(Progress { choice, piece: Piece::default(), ending });
                 }
                 EngineEvent::Token(token) => {
                     if let Some(course) = self.choices.course(choice) {

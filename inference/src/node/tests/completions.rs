@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 const PROMPT: &str = "Lorikeets are small parrots that";
 
 struct Rig {
-    _control_plane: ControlPlane,
+    control_plane: ControlPlane,
     node: Node,
     customer: Customer,
 }
@@ -27,7 +27,7 @@ impl Rig {
 
     async fn with(tweak: impl FnOnce(&mut Config)) -> Self {
         let (control_plane, node, customer) = node_of_one(tweak).await;
-        Self { _control_plane: control_plane, node, customer }
+        Self { control_plane, node, customer }
     }
 
     async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
@@ -160,6 +160,40 @@ async fn an_echoed_prompt_has_log_probabilities_of_its_own_also_by_the_real_mode
         );
         rig.node.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_alone_is_scored_as_it_is_before_an_answer_and_no_token_is_billed() {
+    let rig = Rig::on(Device::Cpu(CpuConfig::default())).await;
+    let score = json!({ "echo": true, "logprobs": 2, "n": 2 });
+    let ask = async |max_tokens: u32, stream: bool| {
+        let mut body = completion(score.clone());
+        body["max_tokens"] = json!(max_tokens);
+        body["stream"] = json!(stream);
+        rig.node.post_to("/v1/completions", rig.customer.key.reveal(), &body).await
+    };
+    let answered: Value = ask(1, false).await.json().await.expect("JSON");
+    let alone: Value = ask(0, false).await.json().await.expect("JSON");
+    let given = alone["usage"]["prompt_tokens"].as_u64().expect("a number") as usize;
+    assert_eq!(alone["usage"]["completion_tokens"], 0);
+    for choice in 0..2 {
+        let (alone, answered) = (&alone["choices"][choice], &answered["choices"][choice]);
+        assert_eq!((&alone["text"], &alone["finish_reason"]), (&json!(PROMPT), &json!("length")));
+        for column in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            let [alone, answered] = [alone, answered].map(|of| &of["logprobs"][column]);
+            let answered = answered.as_array().expect("a column");
+            assert_eq!((alone, answered.len()), (&json!(answered[..given]), given + 1));
+        }
+    }
+    let chunks = Events::of(ask(0, true).await).rest().await;
+    let streamed: String = chunks.iter().flat_map(texts).collect();
+    assert_eq!(streamed, PROMPT.repeat(2));
+    let plain = rig.complete(json!({ "max_tokens": 0 })).await;
+    assert_eq!((&*texts(&plain)[0], &plain["usage"]["completion_tokens"]), ("", &json!(0)));
+    let seen = rig.control_plane.until("all are billed", |s| s.finals().len() == 4).await;
+    let billed: Vec<u64> = seen.finals().iter().map(|record| record.completion_tokens).collect();
+    assert_eq!(billed, [2, 0, 0, 0]);
+    rig.node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

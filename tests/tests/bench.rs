@@ -37,3 +37,24 @@ async fn bench_serve_measures_a_node_with_two_tenants_and_their_adapters() -> Re
     ensure!(machine["cores"].as_u64().context("cores")? > 0, "{written}");
     Ok(())
 }
+
+#[test]
+fn bench_http_asks_the_same_of_a_node_over_http_and_of_its_engine() -> Result<()> {
+    let file = tempfile::NamedTempFile::new()?;
+    let output = Command::new(demo::binary()?)
+        .args(["bench", "http", "--device", "sim", "--concurrency", "4", "--requests", "12"])
+        .args(["--prompt-tokens", "16", "--output-tokens", "8", "--repetitions", "2"])
+        // No model is computed, so that nearly all is HTTP's.
+        .args(["--at-most", "1000", "--json"])
+        .arg(file.path())
+        .output()?;
+    let (table, errors) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+    ensure!(output.status.success() && table.contains("HTTP over engine"), "{table}\n{errors}");
+    let document: Value = serde_json::from_slice(&std::fs::read(file.path())?)?;
+    let pairs = document["pairs"].as_array().context("pairs")?;
+    ensure!(pairs.len() == 2, "{document}");
+    for turn in pairs.iter().flat_map(|pair| [&pair["engine"], &pair["http"]]) {
+        ensure!(turn["rows"] == 12 * (16 + 8 - 1), "{document}");
+    }
+    Ok(())
+}

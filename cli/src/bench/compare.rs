@@ -2,6 +2,7 @@
 //! that drifts drifts for both.
 
 use super::machine::Setting;
+use super::median;
 use super::serve::api::{Api, BodyOptions};
 use super::serve::load::{Length, Pace, Run};
 use super::serve::report::Report;
@@ -296,8 +297,8 @@ impl Row {
             cells.iter().filter(|(name, _)| *name != OURS).map(move |(_, cell)| value(cell))
         };
         let ours = &cells[OURS];
-        let speed = |cell: &Cell| median(&cell.tokens_per_second);
-        let wait = |cell: &Cell| median(&cell.ttft_p99);
+        let speed = |cell: &Cell| median(cell.tokens_per_second.iter().copied());
+        let wait = |cell: &Cell| median(cell.ttft_p99.iter().copied());
         let ratio = speed(ours) / of_peers(speed).fold(0.0, f64::max);
         let ttft_p99_ratio = wait(ours) / of_peers(wait).fold(f64::INFINITY, f64::min);
         let is_fast = case.bar().is_none_or(|bar| ratio >= bar);
@@ -311,12 +312,6 @@ impl Row {
             is_met: is_fast && is_prompt,
         }
     }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn print(rows: &[Row], servers: &[Server]) {
@@ -334,8 +329,9 @@ fn print(rows: &[Row], servers: &[Server]) {
         print!("{:5}", row.case);
         for server in servers {
             let cell = &row.cells[&server.name];
-            let speed = median(&cell.tokens_per_second);
-            let (p50, p99) = (median(&cell.ttft_p50), median(&cell.ttft_p99));
+            let speed = median(cell.tokens_per_second.iter().copied());
+            let (p50, p99) =
+                (median(cell.ttft_p50.iter().copied()), median(cell.ttft_p99.iter().copied()));
             print!(" {:>26}", format!("{speed:.1}  {p50:.0} / {p99:.0}"));
         }
         let bar = row.bar.map_or(String::new(), |bar| format!("{bar:.1}"));

@@ -3,6 +3,7 @@
 mod adapters;
 mod compare;
 mod engine;
+mod http;
 mod machine;
 mod model;
 mod overload;
@@ -27,6 +28,8 @@ pub enum Command {
     Serve(serve::Args),
     /// Measure this node and llama-server in turn, against the bars that this node must clear
     Compare(compare::Args),
+    /// Measure what HTTP, events and detokenisation cost over the engine alone
+    Http(http::Args),
     /// Write random adapters, for load tests
     Adapters(adapters::Args),
     /// Write a random model, for measuring the start
@@ -37,6 +40,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Engine(args) => many_threads()?.block_on(engine::run(args)),
         Command::Overload(args) => many_threads()?.block_on(overload::run(args)),
+        Command::Http(args) => many_threads()?.block_on(http::run(args)),
         // One thread: the client often shares few cores with the server that it measures.
         Command::Serve(args) => one_thread()?.block_on(serve::run(args)),
         Command::Compare(args) => one_thread()?.block_on(compare::run(args)),
@@ -51,6 +55,13 @@ fn one_thread() -> std::io::Result<Runtime> {
 
 fn many_threads() -> std::io::Result<Runtime> {
     Builder::new_multi_thread().enable_all().build()
+}
+
+/// The upper one of two; NaN of no values.
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Writes a result, if a file is wanted.

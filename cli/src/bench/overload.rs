@@ -2,6 +2,7 @@
 
 use super::engine::{Case, Setup};
 use super::machine::Setting;
+use super::median;
 use super::table::{print, print_head};
 use anyhow::bail;
 use lorikeet_inference::bench::BenchReport;
@@ -84,10 +85,4 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         bail!("overload costs more than it may");
     }
     Ok(())
-}
-
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

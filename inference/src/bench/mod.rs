@@ -1,7 +1,9 @@
-//! Measures the engine in this process: a closed loop of equal requests, without HTTP and tokenizer.
+//! Measures the engine in this process: a closed loop of equal requests, without HTTP and tokenizer. And
+//! a [node](BenchNode) around an engine, to measure what that costs.
 
 mod adapters;
 mod client;
+mod node;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 pub use lorikeet_metrics::cpu_seconds;
+pub use node::{BenchNode, BenchNodeConfig};
 pub use report::{BenchReport, LoadingReport, Percentiles, StartParts, StartReport};
 
 #[derive(Debug, Clone)]

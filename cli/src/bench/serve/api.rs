@@ -24,7 +24,7 @@ pub struct BodyOptions {
 }
 
 /// Ids that every vocabulary has, and none of which is likely to be special.
-const FIRST_TOKEN: u64 = 1000;
+const FIRST_TOKEN: u32 = 1000;
 const TOKENS: u64 = 29_000;
 
 /// One token each in the usual vocabularies, with the space before.
@@ -118,9 +118,9 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    fn ids(self) -> Vec<u64> {
+    pub fn ids(self) -> Vec<u32> {
         let mut random = Random::new(self.seed);
-        (0..self.tokens).map(|_| FIRST_TOKEN + random.below(TOKENS)).collect()
+        (0..self.tokens).map(|_| FIRST_TOKEN + random.below(TOKENS) as u32).collect()
     }
 
     /// About as many tokens: the template around it is the server's.

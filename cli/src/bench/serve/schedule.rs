@@ -156,6 +156,10 @@ impl Arrivals {
 }
 
 impl Lengths {
+    pub fn exactly(tokens: u32) -> Self {
+        Self(tokens..=tokens)
+    }
+
     fn draw(&self, random: &mut Random) -> u32 {
         let (start, end) = (*self.0.start(), *self.0.end());
         start + random.below(u64::from(end - start) + 1) as u32

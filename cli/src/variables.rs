@@ -59,7 +59,7 @@ pub const NODE: &[Variable] = &[
     plain("LORIKEET_NODE_TOKEN_FILE", "node-token-file", "File of the token that `lorikeet nodes token` issues"),
     plain("LORIKEET_MODEL", "model", "The base model: a GGUF file or a Hugging Face directory"),
     plain("LORIKEET_MODEL_NAME", "model-name", "What /v1/models calls it [default: from the model]"),
-    plain("LORIKEET_TOOL_CALL_PARSER", "tool-call-parser", "How the model writes calls of tools: auto (from its chat template), llama3, hermes, mistral or none [default: auto]"),
+    plain("LORIKEET_TOOL_CALL_PARSER", "tool-call-parser", "How the model writes calls of tools: auto (from its chat template), llama3, hermes, mistral, mistral-v11 or none [default: auto]"),
     plain("LORIKEET_PUBLIC_API_URL", "public-api-url", "Where customers reach this node; ends in /v1"),
     plain("LORIKEET_CORS_ORIGINS", "cors-origins", "Other origins whose pages may, separated by commas; *: any"),
     plain("LORIKEET_DASHBOARD_ORIGIN", "dashboard-origin", "Origin of the pages that may call /v1 from a browser"),

@@ -3,7 +3,7 @@
 use super::ChatMessage;
 use super::python::{self, JsonStyle};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 
@@ -40,14 +40,21 @@ pub enum ToolFormat {
     Hermes,
     /// `[TOOL_CALLS][{"name": "f", "arguments": {}}]`
     Mistral,
+    /// `[TOOL_CALLS]f[ARGS]{}`, one behind the other; since version 11 of Mistral's tokenizers, and in that
+    /// with `[CALL_ID]` and an id before `[ARGS]`.
+    MistralV11,
 }
 
 impl ToolFormat {
+    /// What [`Self::MistralV11`] has between a function's name and the arguments.
+    pub const CALL_ID: &str = "[CALL_ID]";
+    pub const ARGS: &str = "[ARGS]";
+
     /// That of the examples in the template. One that shows none is of Hermes' kind, which most
     /// fine-tuned models know.
     pub fn of_template(source: &str) -> Self {
         if source.contains("[TOOL_CALLS]") {
-            Self::Mistral
+            if source.contains(Self::ARGS) { Self::MistralV11 } else { Self::Mistral }
         } else if source.contains("<tool_call>") {
             Self::Hermes
         } else if ["<|python_tag|>", "\"parameters\": "].iter().any(|mark| source.contains(mark)) {
@@ -63,7 +70,16 @@ impl ToolFormat {
         match self {
             Self::Llama3 => "<|python_tag|>",
             Self::Hermes => "<tool_call>",
-            Self::Mistral => "[TOOL_CALLS]",
+            Self::Mistral | Self::MistralV11 => "[TOOL_CALLS]",
+        }
+    }
+
+    /// Everything in a call that may be a special token.
+    pub fn marks(self) -> &'static [&'static str] {
+        match self {
+            Self::Llama3 => &["<|python_tag|>"],
+            Self::Hermes => &["<tool_call>", "</tool_call>"],
+            Self::Mistral | Self::MistralV11 => &["[TOOL_CALLS]", Self::CALL_ID, Self::ARGS],
         }
     }
 
@@ -80,7 +96,7 @@ impl ToolFormat {
     /// Mistral's templates refuse ids that are not nine letters and digits. Any other becomes nine, a
     /// call's and its answer's alike.
     pub(super) fn fit_ids(self, messages: &mut [ChatMessage]) {
-        if self != Self::Mistral {
+        if !matches!(self, Self::Mistral | Self::MistralV11) {
             return;
         }
         for message in messages {
@@ -125,11 +141,19 @@ impl ToolFormat {
             return content.to_owned();
         }
         let calls = calls.iter().map(|ToolCall { function, .. }| {
-            let call = json!({ "name": function.name, self.arguments(): function.arguments });
-            python_json(&call)
+            let arguments = python_json(&function.arguments);
+            self.call(&python_json(&function.name.as_str().into()), &arguments)
         });
         let calls = self.written(&calls.collect::<Vec<_>>());
         if content.is_empty() { calls } else { format!("{content}\n{calls}") }
+    }
+
+    /// One call, its name and its arguments as JSON.
+    fn call(self, name: &str, arguments: &str) -> String {
+        if self == Self::MistralV11 {
+            return format!("{}{}{arguments}", name.trim_matches('"'), Self::ARGS);
+        }
+        format!("{{\"name\": {name}, \"{}\": {arguments}}}", self.arguments())
     }
 
     fn written(self, calls: &[String]) -> String {
@@ -140,6 +164,9 @@ impl ToolFormat {
                 calls.collect::<Vec<_>>().join("\n")
             }
             Self::Mistral => format!("[TOOL_CALLS][{}]", calls.join(", ")),
+            Self::MistralV11 => {
+                calls.iter().map(|call| format!("[TOOL_CALLS]{call}")).collect::<String>()
+            }
         }
     }
 
@@ -152,9 +179,7 @@ impl ToolFormat {
             // A string takes all that is written.
             let _ = write!(manual, "\n{}", python_json(tool));
         }
-        let example =
-            format!("{{\"name\": <function-name>, \"{}\": <args-json-object>}}", self.arguments());
-        let example = self.written(&[example]);
+        let example = self.written(&[self.call("<function-name>", "<args-json-object>")]);
         manual
             + "\n</tools>\n\nFor each function call, answer with the function's name and a JSON object of its \
                   arguments in this form:\n"
@@ -179,11 +204,13 @@ fn fit_id(id: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn the_format_is_that_of_the_templates_examples() {
         for (source, format) in [
             ("{{ '[TOOL_CALLS] [' }}{{ tool_call|tojson }}", ToolFormat::Mistral),
+            ("{{ '[TOOL_CALLS]' + tool.name + '[ARGS]' }}", ToolFormat::MistralV11),
             ("{{- '<tool_call>\\n{\"name\": \"' }}", ToolFormat::Hermes),
             ("{{- \"<|python_tag|>\" + tool_call.name }}", ToolFormat::Llama3),
             ("{{- '\"parameters\": ' }}", ToolFormat::Llama3),
@@ -221,6 +248,9 @@ mod tests {
         let expected =
             "<tool_response>\nsunny\n</tool_response>\n<tool_response>\nwarm\n</tool_response>";
         assert_eq!((answers.role.as_str(), answers.content.as_str()), ("user", expected));
+        let turns = ToolFormat::MistralV11.as_text(messages.clone(), &[]);
+        let call = r#"[TOOL_CALLS]weather[ARGS]{"city": "Graz"}"#;
+        assert_eq!(turns[1].content, format!("Let me see.\n{call}{call}"));
         assert_eq!(ToolFormat::Hermes.as_text(messages, &[])[0].role, "user");
     }
 

@@ -21,9 +21,10 @@ pub(super) fn tool_calls(vars: Vars<'_>) -> Result<ToolCalls, ConfigError> {
         "llama3" => Ok(ToolCalls::As(ToolFormat::Llama3)),
         "hermes" => Ok(ToolCalls::As(ToolFormat::Hermes)),
         "mistral" => Ok(ToolCalls::As(ToolFormat::Mistral)),
+        "mistral-v11" => Ok(ToolCalls::As(ToolFormat::MistralV11)),
         "none" => Ok(ToolCalls::Refused),
         _ => {
-            let reason = "auto, llama3, hermes, mistral or none is wanted".into();
+            let reason = "auto, llama3, hermes, mistral, mistral-v11 or none is wanted".into();
             Err(ConfigError::Invalid { name, value, reason })
         }
     }

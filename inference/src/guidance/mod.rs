@@ -28,7 +28,7 @@ mod vocabulary;
 mod walker;
 
 #[cfg(test)]
-pub(crate) use tests::walk;
+pub(crate) use tests::{walk, walk_behind};
 
 pub use compile::{CompileError, Compiled, Guidance};
 pub use grammar::{Grammar, Lark};

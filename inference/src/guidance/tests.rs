@@ -1,5 +1,6 @@
 use super::*;
 use crate::fixture::base_model;
+use lorikeet_compute::model::Specials;
 use lorikeet_contract::TenantId;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -30,14 +31,22 @@ pub fn lark(text: &str) -> Grammar {
 
 /// What random draws among the allowed tokens make, ended by the grammar or by an end token.
 pub(crate) async fn walk(grammar: Grammar, seed: u64) -> String {
+    walk_behind("", grammar, seed, 1000).await
+}
+
+/// The same behind a beginning, which the grammar must allow, and at most so many tokens.
+pub(crate) async fn walk_behind(begin: &str, grammar: Grammar, seed: u64, most: usize) -> String {
+    let mut begin = base_model().tokenizer.encode(begin, Specials::AsText).expect("tokens");
+    begin.reverse();
     let compiled = guidance().compile(tenant(1), &grammar).await.expect("compiles");
     let Guide { mut walker, first, .. } = compiled.guide("test");
     let config = &base_model().weights.config;
     let mut random = StdRng::seed_from_u64(seed);
     let (mut tokens, mut mask) = (Vec::new(), first);
-    while tokens.len() < 1000 {
+    while tokens.len() < most {
         let allowed: Vec<u32> = (0..config.spec.vocab_size).filter(|t| mask.allows(*t)).collect();
-        let token = allowed[random.random_range(0..allowed.len())];
+        let token = begin.pop().unwrap_or_else(|| allowed[random.random_range(0..allowed.len())]);
+        assert!(mask.allows(token), "{}", base_model().tokenizer.decode(&tokens));
         if config.eos_tokens.contains(&token) {
             break;
         }

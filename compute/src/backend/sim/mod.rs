@@ -74,7 +74,7 @@ pub struct SimConfig {
     /// Walks through every sequence's whole prefix in every step.
     pub check_prefixes: bool,
     pub faults: SimFaults,
-    /// What every answer begins with, in place of drawn tokens.
+    /// What every answer begins with, in place of drawn tokens, as far as its grammar lets it.
     pub script: Vec<u32>,
 }
 
@@ -166,6 +166,7 @@ impl SimBackend {
         let (vocab, allowed) = (u64::from(self.config.vocab_size), request.allowed.as_deref());
         let ranks = Ranks::new(mix(state ^ self.config.seed, seed), vocab, allowed);
         let scripted = self.config.script.get(request.output_index as usize).copied();
+        let scripted = scripted.filter(|token| allowed.is_none_or(|mask| mask.allows(*token)));
         let token = scripted.unwrap_or_else(|| ranks.likeliest(&request.edits, allowed));
         let nth = |rank| (ranks.token(rank), Ranks::logprob(rank));
         SampledToken {

@@ -28,6 +28,12 @@ impl WantedGrammar {
         ApiError::invalid(name, message)
     }
 
+    /// Where in the request its schema is, if it is one.
+    pub fn place_of_schema(&self) -> String {
+        let inside = SCHEMA_IN.iter().find(|(field, _)| *field == self.parameter);
+        format!("{}{}", self.parameter, inside.map_or("", |(_, inside)| inside))
+    }
+
     pub fn refused(&self, error: CompileError) -> ApiError {
         match error {
             CompileError::Busy => ApiError::Busy,
@@ -38,9 +44,11 @@ impl WantedGrammar {
             }
             CompileError::Part { ref at, .. } => {
                 let name = self.parameter;
-                let inside = SCHEMA_IN.iter().find(|(field, _)| *field == name);
-                let inside = inside.map_or("", |(_, inside)| inside);
-                let place = format!("{name}{inside}{at}");
+                let place = match self.grammar {
+                    Grammar::Json(_) => format!("{}{at}", self.place_of_schema()),
+                    // Each of its schemas says where it stands.
+                    _ => at.clone(),
+                };
                 let message = format!("Invalid `{name}`: {error}, at `{place}`.");
                 ApiError::invalid(place, message)
             }

@@ -1,5 +1,7 @@
-//! One call as the model writes it: a JSON object with a name and arguments.
+//! One call as the model writes it: a JSON object with a name and arguments, or a name with an object of
+//! arguments behind it.
 
+use lorikeet_compute::model::ToolFormat;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::ops::Range;
@@ -9,20 +11,20 @@ use std::ops::Range;
 pub enum Step {
     More,
     Whole,
-    /// The object ends with it, and is no JSON.
+    /// The call ends with it, and is no JSON.
     Malformed,
     /// It cannot stand there: this is no call, and the character is not part of it.
     Misplaced,
 }
 
-/// Reads an object character by character, only as closely as is needed to find its parts; whether it
-/// is JSON shows at its end.
+/// Reads a call character by character, only as closely as is needed to find its parts; whether it is JSON
+/// shows at its end.
 #[derive(Debug, Default)]
 pub struct CallReader {
     text: String,
     place: Place,
     scan: Scan,
-    /// Where the key or value begins that is being read.
+    /// Where the key, value or mark begins that is being read.
     begin: usize,
     key: String,
     name: Option<String>,
@@ -39,6 +41,13 @@ enum Place {
     Value,
     InValue,
     Behind,
+    /// Of a named call, in their order.
+    InName,
+    BehindName,
+    InMark,
+    InId,
+    BehindMarks,
+    InArguments,
 }
 
 /// Finds the end of a value.
@@ -79,13 +88,18 @@ impl Scan {
 }
 
 impl CallReader {
+    /// Of a call that begins with a name: `f[ARGS]{}` or `f[CALL_ID]x[ARGS]{}`, the marks there or not.
+    pub fn named() -> Self {
+        Self { place: Place::InName, ..Self::default() }
+    }
+
     /// `is_function` says whether there is a function of a name: an object that names another one is
     /// no call.
     pub fn push(&mut self, c: char, is_function: impl Fn(&str) -> bool) -> Step {
         let at = self.text.len();
         self.text.push(c);
         match self.step(c, at, is_function) {
-            Step::Whole if serde_json::from_str::<IgnoredAny>(&self.text).is_err() => {
+            Step::Whole if serde_json::from_str::<IgnoredAny>(self.json()).is_err() => {
                 Step::Malformed
             }
             Step::Misplaced => {
@@ -114,7 +128,8 @@ impl CallReader {
             }
             (Place::InValue, ',' | '}') => return self.behind(c),
             (Place::InValue, _) => {}
-            (_, ' ' | '\t' | '\n' | '\r') => {}
+            (Place::Object | Place::Key | Place::Colon | Place::Value | Place::Behind, c)
+                if is_blank(c) => {}
             (Place::Object, '{') => self.place = Place::Key,
             (Place::Key, '"') => self.begin(at, Place::InKey, c),
             (Place::Colon, ':') => self.place = Place::Value,
@@ -123,6 +138,59 @@ impl CallReader {
             (Place::Value, _) => self.begin(at, Place::InValue, c),
             (Place::Behind, _) => return self.behind(c),
             (Place::Object | Place::Key | Place::Colon, _) => return Step::Misplaced,
+            _ => return self.step_named(c, at, is_function),
+        }
+        Step::More
+    }
+
+    /// What ends as a whole call.
+    fn json(&self) -> &str {
+        match self.place {
+            Place::InArguments => self.arguments().unwrap_or_default(),
+            _ => &self.text,
+        }
+    }
+
+    fn step_named(&mut self, c: char, at: usize, is_function: impl Fn(&str) -> bool) -> Step {
+        match (self.place, c) {
+            (Place::InName, _) if is_of_name(c) => return Step::More,
+            (Place::InName, _) => {
+                let name = &self.text[..at];
+                if !is_function(name) {
+                    return Step::Misplaced;
+                }
+                self.name = Some(name.to_owned());
+                self.place = Place::BehindName;
+                return self.step_named(c, at, is_function);
+            }
+            (Place::InMark, _) => {
+                let mark = &self.text[self.begin..];
+                let begins = |known: &&str| known.starts_with(mark);
+                self.place = match mark {
+                    ToolFormat::ARGS => Place::BehindMarks,
+                    ToolFormat::CALL_ID => Place::InId,
+                    _ if [ToolFormat::ARGS, ToolFormat::CALL_ID].iter().any(begins) => {
+                        Place::InMark
+                    }
+                    _ => return Step::Misplaced,
+                };
+            }
+            (Place::InId, _) if c.is_ascii_alphanumeric() => {}
+            (Place::BehindName | Place::InId, '[') => {
+                (self.place, self.begin) = (Place::InMark, at)
+            }
+            (Place::InArguments, _) => {
+                if self.scan.ends(c) {
+                    return Step::Whole;
+                }
+            }
+            (_, '{') => {
+                self.arguments = Some(at..usize::MAX);
+                self.scan.ends(c);
+                self.place = Place::InArguments;
+            }
+            (_, c) if is_blank(c) => {}
+            _ => return Step::Misplaced,
         }
         Step::More
     }
@@ -178,6 +246,16 @@ impl CallReader {
         let start = self.arguments.as_ref().map_or(0, |arguments| arguments.start);
         self.text.len() - start - passed
     }
+}
+
+/// As the names of functions are checked when they are offered.
+pub fn is_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')
+}
+
+/// JSON's own.
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r')
 }
 
 /// Under either of the formats' names: models mix them up.

@@ -1,5 +1,6 @@
 //! How the endpoints spell tools.
 
+use super::call::is_of_name;
 use super::{Function, ToolChoice, Tools};
 use crate::api::error::ApiError;
 use crate::api::parameters::Fields;
@@ -39,10 +40,10 @@ impl ToolForm {
         Ok(Tools { form: self, functions, choice, parallel })
     }
 
-    /// Where the schema of a function's arguments stands in `tools`.
+    /// Where the schema of a function's arguments stands in the request.
     pub fn place_of_parameters(self, function: usize) -> String {
         let inner = self.inner.map(|inner| format!(".{inner}")).unwrap_or_default();
-        format!("[{function}]{inner}.parameters")
+        format!("tools[{function}]{inner}.parameters")
     }
 
     fn function(self, tool: Map<String, Value>) -> Result<Function, ApiError> {
@@ -98,8 +99,8 @@ fn function(mut fields: Fields) -> Result<Function, ApiError> {
         strict: fields.flag("strict")?,
     };
     fields.finish()?;
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-    let is_name = (1..=MAX_NAME).contains(&function.name.len()) && function.name.chars().all(plain);
+    let is_name =
+        (1..=MAX_NAME).contains(&function.name.len()) && function.name.chars().all(is_of_name);
     if !is_name {
         let message = format!("A name has 1 to {MAX_NAME} letters, digits, dots, `_` and `-`.");
         return Err(ApiError::invalid("name", message));

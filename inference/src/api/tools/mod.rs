@@ -14,6 +14,8 @@ pub use parser::{CallParser, Part};
 use super::Api;
 use super::error::ApiError;
 use super::parameters::{Parameters, WantedGrammar};
+use crate::guidance::Grammar;
+use grammar::Form;
 use lorikeet_compute::model::{Tokenizer, ToolFormat};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -56,7 +58,7 @@ pub struct ToolUse {
 }
 
 impl Tools {
-    /// Sets what the answers are to follow, where they must be calls. None: they are text.
+    /// Sets what the answers are to follow, where calls in them must be valid. None: they are text.
     pub fn prepare(
         &self,
         api: &Api,
@@ -69,19 +71,50 @@ impl Tools {
             let message = "The model of this node does not call tools: leave `tools` out.";
             return Err(ApiError::invalid("tools", message));
         }
-        if let Some(WantedGrammar { parameter, .. }) = &parameters.grammar {
-            let message = format!(
-                "`{parameter}` cannot be used together with `tools`, unless `tool_choice` is `none`."
-            );
-            return Err(ApiError::invalid(*parameter, message));
-        }
         let format = api.chat_template.tool_format();
-        if self.choice != ToolChoice::Auto {
-            let grammar = grammar::of_calls(self, format, &api.tokenizer);
+        if let Some(form) = self.form_of_answers(parameters.grammar.take(), format)? {
+            let grammar = grammar::of(form, self, format, &api.tokenizer);
             parameters.grammar = Some(WantedGrammar { grammar, parameter: "tools" });
         }
         let names = self.functions.iter().map(|function| function.name.clone()).collect();
         Ok(Some(ToolUse { format, names }))
+    }
+
+    /// None: nothing is enforced. `wanted` is the form of an answer's text: one that must be calls has none.
+    fn form_of_answers(
+        &self,
+        wanted: Option<WantedGrammar>,
+        format: ToolFormat,
+    ) -> Result<Option<Form>, ApiError> {
+        let is_forced = self.choice != ToolChoice::Auto;
+        match wanted {
+            None if is_forced => Ok(Some(Form::Calls)),
+            None if self.functions.iter().any(|function| function.strict) => Ok(Some(Form::Text)),
+            None => Ok(None),
+            // A call is a JSON object there, too: which of the two is meant would not be clear in time.
+            Some(WantedGrammar { parameter, .. }) if !is_forced && format == ToolFormat::Llama3 => {
+                let message = format!(
+                    "`{parameter}` cannot be used together with `tools` on this model, unless \
+                     `tool_choice` says that it must call something, or `none`."
+                );
+                Err(ApiError::invalid(parameter, message))
+            }
+            Some(wanted) => match &wanted.grammar {
+                Grammar::Json(_) if is_forced => Ok(Some(Form::Calls)),
+                Grammar::Json(schema) => Ok(Some(Form::CallsOrJson {
+                    place: wanted.place_of_schema(),
+                    schema: schema.clone(),
+                })),
+                _ => {
+                    let parameter = wanted.parameter;
+                    let message = format!(
+                        "`{parameter}` cannot be used together with `tools`, unless `tool_choice` is \
+                         `none`; a JSON schema can."
+                    );
+                    Err(ApiError::invalid(parameter, message))
+                }
+            },
+        }
     }
 
     /// What the chat template is given.
@@ -115,8 +148,7 @@ impl ToolUse {
 
     /// The special tokens that are part of a call.
     pub fn shown(&self, tokenizer: &Tokenizer) -> Vec<u32> {
-        let marks = [Some(self.format.opening()), self.format.closing()];
-        marks.into_iter().flatten().filter_map(|mark| tokenizer.special(mark)).collect()
+        self.format.marks().iter().filter_map(|mark| tokenizer.special(mark)).collect()
     }
 }
 

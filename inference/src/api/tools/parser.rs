@@ -1,12 +1,12 @@
 //! From the text of an answer to its calls, wherever the text is cut into pieces.
 //!
 //! ```text
-//! text ── opening ──> opened ── { ──> call ── } ──> behind ── closing ──> text
+//! text ── opening ──> opened ── { or a name ──> call ── } ──> behind ── closing ──> text
 //!                        └──── anything else, here or there: text, to the letter ────┘
 //! ```
 //! What cannot be part of a call goes through at once, and what begins like one waits until it is clear.
 
-use super::call::{CallReader, Step};
+use super::call::{CallReader, Step, is_of_name};
 use lorikeet_compute::model::ToolFormat;
 use std::mem;
 use std::sync::Arc;
@@ -97,7 +97,10 @@ impl CallParser {
         match &mut self.state {
             State::Text => self.take_text(c, parts),
             State::Opened { list } => match c {
-                '{' => self.begin_call(parts),
+                '{' => self.begin_call(CallReader::default(), c, parts),
+                _ if names_calls(self.format) && !*list && is_of_name(c) => {
+                    self.begin_call(CallReader::named(), c, parts);
+                }
                 '[' if !*list => {
                     *list = true;
                     self.held.push(c);
@@ -112,7 +115,7 @@ impl CallParser {
                     self.held.push(c);
                 }
                 (']', true) => self.close(),
-                ('{', false) => self.begin_call(parts),
+                ('{', false) => self.begin_call(CallReader::default(), c, parts),
                 _ if is_blank(c) => self.held.push(c),
                 _ => self.back_to_text(c, parts),
             },
@@ -137,7 +140,7 @@ impl CallParser {
     fn take_text(&mut self, c: char, parts: &mut Vec<Part>) {
         if c == '{' && self.format == ToolFormat::Llama3 && self.begins_line() {
             self.pass_text(trimmed(&self.held).len(), parts);
-            self.begin_call(parts);
+            self.begin_call(CallReader::default(), c, parts);
             return;
         }
         self.held.push(c);
@@ -153,10 +156,10 @@ impl CallParser {
         self.held[text.len()..].contains('\n') || text.is_empty() && !self.after_text
     }
 
-    fn begin_call(&mut self, parts: &mut Vec<Part>) {
+    fn begin_call(&mut self, reader: CallReader, c: char, parts: &mut Vec<Part>) {
         let list = matches!(self.state, State::Opened { list: true });
-        self.state = State::Call { reader: CallReader::default(), list, passed: None };
-        self.take_call('{', parts);
+        self.state = State::Call { reader, list, passed: None };
+        self.take_call(c, parts);
     }
 
     fn take_call(&mut self, c: char, parts: &mut Vec<Part>) {
@@ -246,6 +249,11 @@ impl CallParser {
         let open = boundaries.into_iter().find(|at| opening.starts_with(&self.held[*at..]));
         trimmed(&self.held[..open.unwrap_or(self.held.len())]).len()
     }
+}
+
+/// Whether a function's name may stand before the arguments, and not in an object with them.
+fn names_calls(format: ToolFormat) -> bool {
+    matches!(format, ToolFormat::Mistral | ToolFormat::MistralV11)
 }
 
 /// Without the blanks behind it.

@@ -5,6 +5,8 @@ use crate::fixture::base_model;
 use proptest::prelude::*;
 use serde::Deserialize;
 
+const FORMATS: [ToolFormat; 4] =
+    [ToolFormat::Llama3, ToolFormat::Hermes, ToolFormat::Mistral, ToolFormat::MistralV11];
 const FUNCTIONS: [&str; 4] = ["get_current_weather", "get_stock_price", "get_time", "save"];
 
 #[derive(Debug, Deserialize)]
@@ -32,6 +34,7 @@ fn format(name: &str) -> ToolFormat {
         "llama3" => ToolFormat::Llama3,
         "hermes" => ToolFormat::Hermes,
         "mistral" => ToolFormat::Mistral,
+        "mistral-v11" => ToolFormat::MistralV11,
         other => panic!("no format {other}"),
     }
 }
@@ -139,6 +142,9 @@ fn pieces() -> impl Strategy<Value = Vec<String>> {
         ": ",
         "<",
         "[TOOL",
+        "save",
+        "[ARGS]",
+        "[CALL",
     ];
     proptest::collection::vec(
         proptest::sample::select(words.to_vec()).prop_map(String::from),
@@ -150,7 +156,7 @@ proptest! {
     #[test]
     fn any_text_is_read_alike_in_any_pieces_and_no_word_of_it_is_lost(pieces in pieces()) {
         let text = pieces.concat();
-        for format in [ToolFormat::Llama3, ToolFormat::Hermes, ToolFormat::Mistral] {
+        for format in FORMATS {
             let uncut = parts(format, &[&text]);
             let cut: Vec<&str> = pieces.iter().map(String::as_str).collect();
             prop_assert_eq!(&parts(format, &cut), &uncut);
@@ -184,7 +190,7 @@ fn tools(choice: ToolChoice, parallel: bool) -> Tools {
         name: name.into(),
         description: None,
         parameters,
-        strict: false,
+        strict: true,
     };
     let functions = vec![function("save", Some(schema)), function("get_time", None)];
     Tools { form: CHAT, functions, choice, parallel }
@@ -198,10 +204,10 @@ async fn whatever_a_forced_grammar_lets_through_is_read_as_calls() {
         (ToolChoice::Required, false, 1),
         (ToolChoice::Required, true, grammar::MAX_CALLS),
     ];
-    for format in [ToolFormat::Llama3, ToolFormat::Hermes, ToolFormat::Mistral] {
+    for format in FORMATS {
         for (choice, parallel, most) in &cases {
             let tools = tools(choice.clone(), *parallel);
-            let grammar = grammar::of_calls(&tools, format, &base_model().tokenizer);
+            let grammar = grammar::of(Form::Calls, &tools, format, &base_model().tokenizer);
             for seed in 0..4 {
                 let text = crate::guidance::walk(grammar.clone(), seed).await;
                 let (content, calls) = whole(&parts(format, &[&text]));
@@ -219,5 +225,65 @@ async fn whatever_a_forced_grammar_lets_through_is_read_as_calls() {
                 }
             }
         }
+    }
+}
+
+/// How a model of each format begins a call of `save` inside of text, if there may be text.
+const BEGINNINGS: [&str; 4] = [
+    "{\"name\": \"save\", \"parameters\": {",
+    "I will save < it.\n<tool_call>\n{\"name\": \"save\", \"arguments\": {",
+    "I [will] save it.[TOOL_CALLS][{\"name\": \"save\", \"arguments\": {",
+    "I [will] save it.[TOOL_CALLS]save[ARGS]{",
+];
+
+#[tokio::test]
+async fn a_call_inside_of_text_follows_its_schema_once_it_has_begun() {
+    let tokenizer = &base_model().tokenizer;
+    for (format, begin) in FORMATS.into_iter().zip(BEGINNINGS) {
+        for parallel in [true, false] {
+            let tools = tools(ToolChoice::Auto, parallel);
+            let grammar = grammar::of(Form::Text, &tools, format, tokenizer);
+            for seed in 0..4 {
+                let text = crate::guidance::walk_behind(begin, grammar.clone(), seed, 60).await;
+                let (content, calls) = whole(&parts(format, &[&text]));
+                let arguments: Value =
+                    serde_json::from_str(&calls.first().expect(&text).arguments).expect("JSON");
+                assert!(["Graz", "Linz"].contains(&arguments["city"].as_str().expect(&text)));
+                assert!(content.starts_with("I ") || format == ToolFormat::Llama3, "{text}");
+            }
+        }
+        let plain = "{ \"is\": \"it\" }\nYes, so it is.";
+        let tools = tools(ToolChoice::Auto, true);
+        let grammar = grammar::of(Form::Text, &tools, format, tokenizer);
+        let text = crate::guidance::walk_behind(plain, grammar, 1, 30).await;
+        assert!(text.starts_with(plain), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_may_be_calls_or_json_is_one_of_them() {
+    let schema = json!({
+        "type": "object",
+        "properties": { "kind": { "enum": ["a", "b"] } },
+        "required": ["kind"],
+        "additionalProperties": false,
+    });
+    for format in &FORMATS[1..] {
+        let form = Form::CallsOrJson { place: "x".into(), schema: schema.clone() };
+        let tools = tools(ToolChoice::Auto, true);
+        let grammar = grammar::of(form, &tools, *format, &base_model().tokenizer);
+        let mut of_calls = 0;
+        for seed in 0..8 {
+            let text = crate::guidance::walk(grammar.clone(), seed).await;
+            let (content, calls) = whole(&parts(*format, &[&text]));
+            if calls.is_empty() {
+                let answer: Value = serde_json::from_str(&content).expect("JSON");
+                assert!(["a", "b"].contains(&answer["kind"].as_str().expect("a kind")), "{text}");
+            } else {
+                assert_eq!(content, "", "{text}");
+                of_calls += 1;
+            }
+        }
+        assert!((1..8).contains(&of_calls), "either is drawn at random: {of_calls} of 8");
     }
 }

@@ -164,7 +164,7 @@ async fn an_echoed_prompt_has_log_probabilities_of_its_own_also_by_the_real_mode
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prompt_alone_is_scored_as_it_is_before_an_answer_and_no_token_is_billed() {
-    let rig = Rig::on(Device::Cpu(CpuConfig::default())).await;
+    let rig = Rig::on(real_device()).await;
     let score = json!({ "echo": true, "logprobs": 2, "n": 2 });
     let ask = async |max_tokens: u32, stream: bool| {
         let mut body = completion(score.clone());

@@ -1,13 +1,15 @@
 //! Tools from a request to the calls in its answer. What the simulated device says is scripted; what the
 //! real model says is forced.
 
+mod enforced;
+
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, MODEL, Node, node_of_one, real_device};
+use super::harness::{Customer, MODEL, Node, node_of_one};
 use super::sse::Events;
-use crate::config::{Config, Device, ToolCalls};
+use crate::config::{Config, Device};
 use crate::fixture::base_model;
 use lorikeet_compute::backend::sim::{SimConfig, SimCost};
-use lorikeet_compute::model::{Specials, ToolFormat};
+use lorikeet_compute::model::Specials;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -304,76 +306,5 @@ async fn the_model_is_told_of_tools_of_its_calls_and_of_what_came_of_them() {
     let (_, answer) = rig.json("/v1/responses", response(json!({ "input": items }))).await;
     assert_eq!(answer["usage"]["input_tokens"], counted["count"]);
     assert_eq!(answer["output"][0]["content"][0]["text"], "It is sunny.");
-    rig.node.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_is_forced_is_made_by_the_real_model_in_every_format() {
-    for format in [ToolFormat::Hermes, ToolFormat::Llama3, ToolFormat::Mistral] {
-        let rig = Rig::start(|config| {
-            config.device = real_device();
-            config.tool_calls = ToolCalls::As(format);
-        })
-        .await;
-        let named = json!({ "type": "function", "function": { "name": "get_weather" } });
-        let answer = rig.chat(json!({ "tool_choice": named, "temperature": 0 })).await;
-        let choice = &answer["choices"][0];
-        assert_eq!(choice["finish_reason"], "tool_calls", "{answer}");
-        assert_eq!(choice["message"]["content"], Value::Null);
-        let [call] = &choice["message"]["tool_calls"].as_array().expect("calls")[..] else {
-            panic!("one call: {answer}")
-        };
-        let arguments = call["function"]["arguments"].as_str().expect("text");
-        let parsed: Value = serde_json::from_str(arguments).expect("JSON");
-        assert!(
-            ["Graz", "Linz"].contains(&parsed["city"].as_str().expect("a city")),
-            "{arguments}"
-        );
-        assert!((1..=9).contains(&parsed["days"].as_i64().expect("a number")), "{arguments}");
-        let chunks = rig.chunks(json!({ "tool_choice": named, "temperature": 0 })).await;
-        let (content, calls, reason) = assembled(&chunks);
-        assert_eq!((content.as_str(), reason.as_str()), ("", "tool_calls"));
-        assert_eq!((&*calls[0][1], &*calls[0][2], calls.len()), ("get_weather", arguments, 1));
-
-        let required = json!({ "tool_choice": "required", "parallel_tool_calls": false });
-        let (_, answer) = rig.json("/v1/responses", response(required)).await;
-        assert_eq!(answer["output"][0]["type"], "function_call", "{answer}");
-        assert_eq!(answer["output"].as_array().expect("items").len(), 1);
-        rig.node.stop().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_called_is_refused_by_name() {
-    let rig = Rig::saying("x").await;
-    let function = |function: Value| json!([{ "type": "function", "function": function }]);
-    let unknown = json!({ "type": "function", "function": { "name": "rm" } });
-    let named = json!({ "type": "function", "function": { "name": "f" } });
-    let bad = json!({ "type": "object", "properties": { "a": { "type": "text" } } });
-    for (more, param) in [
-        (json!({ "tool_choice": unknown }), "tool_choice"),
-        (json!({ "tool_choice": "sometimes" }), "tool_choice"),
-        (json!({ "tools": [{ "type": "web_search" }] }), "tools[0].type"),
-        (json!({ "tools": function(json!({ "name": "a b" })) }), "tools[0].function.name"),
-        (json!({ "tools": function(json!({ "name": "f", "x": 1 })) }), "tools[0].function.x"),
-        (json!({ "response_format": { "type": "json_object" } }), "response_format"),
-        (
-            json!({ "tools": function(json!({ "name": "f", "parameters": bad })), "tool_choice": named }),
-            "tools[0].function.parameters.properties.a",
-        ),
-    ] {
-        let (status, error) = rig.json("/v1/chat/completions", chat(more.clone())).await;
-        assert_eq!((status.as_u16(), &error["error"]["param"]), (400, &json!(param)), "{more}");
-    }
-    let tools = json!([
-        { "type": "function", "name": "f" }, { "type": "function", "name": "g", "parameters": bad },
-    ]);
-    let more = json!({ "tools": tools, "tool_choice": "required" });
-    let (_, error) = rig.json("/v1/responses", response(more)).await;
-    assert_eq!(error["error"]["param"], "tools[1].parameters.properties.a", "{error}");
-    rig.node.stop().await;
-    let rig = Rig::start(|config| config.tool_calls = ToolCalls::Refused).await;
-    let (status, error) = rig.json("/v1/chat/completions", chat(json!({}))).await;
-    assert_eq!((status.as_u16(), &error["error"]["param"]), (400, &json!("tools")));
     rig.node.stop().await;
 }

@@ -173,6 +173,10 @@ async fn other_endpoints(node: &Node, key: &str) -> Vec<String> {
     let responded = answered(node, key, "/v1/responses", input.clone()).await;
     for (path, mut body) in [
         ("/v1/completions", json!({ "prompt": PROMPT, "echo": true, "seed": 5 })),
+        (
+            "/v1/completions",
+            json!({ "prompt": PROMPT, "echo": true, "logprobs": 1, "max_tokens": 0 }),
+        ),
         ("/v1/responses", input),
     ] {
         body["model"] = MODEL.into();
@@ -218,6 +222,19 @@ async fn of_a_given_form(node: &Node, key: &str) -> Vec<String> {
 
     let function = json!({ "name": "sing", "description": PROMPT, "parameters": schema });
     let tools = json!([{ "type": "function", "function": function }]);
+    let named = json!({ "type": "function", "function": { "name": "sing" } });
+    let body = chat(json!({ "tools": tools, "tool_choice": named, "max_tokens": 200 }));
+    let called = answered(node, key, "/v1/chat/completions", body).await;
+    let call = &called["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"];
+    let mut function = function;
+    (function["type"], function["strict"]) = (json!("function"), json!(true));
+    let turns = json!([
+        { "role": "user", "content": PROMPT },
+        { "type": "function_call", "call_id": PROMPT, "name": "sing", "arguments": call },
+        { "type": "function_call_output", "call_id": PROMPT, "output": PROMPT },
+    ]);
+    let input = json!({ "input": turns, "tools": [function], "max_output_tokens": 24 });
+    answered(node, key, "/v1/responses", input).await;
     let unknown = json!({ "type": "function", "function": { "name": PROMPT } });
     for more in [
         json!({ "guided_json": { "type": PROMPT } }),
@@ -231,7 +248,7 @@ async fn of_a_given_form(node: &Node, key: &str) -> Vec<String> {
     ] {
         refused(node, key, "/v1/chat/completions", &chat(more)).await;
     }
-    vec![text(&formed).to_owned()]
+    vec![text(&formed).to_owned(), call.as_str().expect("text").to_owned()]
 }
 
 /// A key that is the customer's own words, an answer that is stored and given out again.

@@ -17,6 +17,7 @@ mod harness;
 mod idempotency;
 mod limits;
 mod manifest;
+mod many_streams;
 mod metering;
 mod responses;
 mod schemas;

@@ -45,7 +45,7 @@ fn bench_http_asks_the_same_of_a_node_over_http_and_of_its_engine() -> Result<()
         .args(["bench", "http", "--device", "sim", "--concurrency", "4", "--requests", "12"])
         .args(["--prompt-tokens", "16", "--output-tokens", "8", "--repetitions", "2"])
         // No model is computed, so that nearly all is HTTP's.
-        .args(["--at-most", "1000", "--json"])
+        .args(["--at-most", "inf", "--json"])
         .arg(file.path())
         .output()?;
     let (table, errors) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);

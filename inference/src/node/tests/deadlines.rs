@@ -1,18 +1,11 @@
 use super::control_plane::SOON;
-use super::harness::{Customer, Node, chat, node_of_one};
+use super::harness::{Customer, Node, chat, node_of_one, slowly};
 use super::sse::{self, Events};
-use crate::config::{Config, Device};
-use lorikeet_compute::backend::sim::{SimConfig, SimCost};
+use crate::config::Config;
 use lorikeet_contract::link::FinishReason;
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use std::time::Duration;
-
-/// An answer of 4,000 tokens takes half a minute.
-fn slowly(config: &mut Config) {
-    let cost = SimCost { step: Duration::from_millis(8), ..SimCost::FREE };
-    config.device = Device::Sim(SimConfig { cost, ..SimConfig::default() });
-}
 
 async fn within(node: &Node, customer: &Customer, timeout: &str, more: Value) -> Response {
     let request = reqwest::Client::new().post(node.url("/v1/chat/completions")).timeout(SOON);

@@ -291,6 +291,12 @@ pub fn store_adapter(node: &Node, owner: &Customer, name: &str, kit: &str) -> Op
     Some(adapter(resource))
 }
 
+/// Slow enough to be caught in the middle of an answer: 4,000 tokens take half a minute.
+pub fn slowly(config: &mut Config) {
+    let cost = SimCost { step: Duration::from_millis(8), ..SimCost::FREE };
+    config.device = Device::Sim(SimConfig { cost, ..SimConfig::default() });
+}
+
 /// What computes the real model: the CPU, unless `LORIKEET_TEST_DEVICE=cuda` asks for the GPU.
 pub fn real_device() -> Device {
     match std::env::var("LORIKEET_TEST_DEVICE").as_deref() {

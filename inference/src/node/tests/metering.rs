@@ -1,18 +1,11 @@
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, chat, node_of_one};
+use super::harness::{Customer, Node, chat, node_of_one, slowly};
 use super::sse::{self, Events};
-use crate::config::{Config, Device};
-use lorikeet_compute::backend::sim::{SimConfig, SimCost};
+use crate::config::Config;
 use lorikeet_contract::link::{FinishReason, UsageKind};
 use serde_json::json;
 use std::time::Duration;
 use tokio::net::TcpStream;
-
-/// Slow enough to be caught in the middle of an answer.
-fn slowly(config: &mut Config) {
-    let cost = SimCost { step: Duration::from_millis(8), ..SimCost::FREE };
-    config.device = Device::Sim(SimConfig { cost, ..SimConfig::default() });
-}
 
 async fn begun(node: &Node, customer: &Customer, chunks: usize) -> (Events, usize) {
     let request = chat(json!({ "stream": true, "max_tokens": 4000 }));

@@ -1,8 +1,7 @@
 use super::control_plane::{ControlPlane, SOON};
-use super::harness::{Customer, Node, chat};
+use super::harness::{Customer, Node, chat, slowly};
 use super::sse::Events;
-use crate::config::{Config, Device};
-use lorikeet_compute::backend::sim::{SimConfig, SimCost};
+use crate::config::Config;
 use lorikeet_contract::link::FinishReason;
 use reqwest::StatusCode;
 use serde_json::json;
@@ -13,8 +12,7 @@ async fn a_draining_node_serves_on_while_load_balancers_turn_away_and_then_refus
     let customer = Customer::new();
     let control_plane = ControlPlane::start(customer.resources());
     let patient = |config: &mut Config| {
-        let cost = SimCost { step: Duration::from_millis(8), ..SimCost::FREE };
-        config.device = Device::Sim(SimConfig { cost, ..SimConfig::default() });
+        slowly(config);
         config.drain.grace = Duration::from_secs(1);
     };
     let node = Node::ready(&control_plane, patient).await;

@@ -2,10 +2,9 @@
 
 use super::collector::{Collector, attributes};
 use super::control_plane::ControlPlane;
-use super::harness::{Customer, Node, adapter, chat, node_of_one, store_adapter};
+use super::harness::{Customer, Node, adapter, chat, node_of_one, slowly, store_adapter};
 use super::sse::Events;
-use crate::config::{Config, Device};
-use lorikeet_compute::backend::sim::{SimConfig, SimCost};
+use crate::config::Config;
 use lorikeet_contract::link::AdapterState;
 use lorikeet_kit::exposition::Exposition;
 use opentelemetry_proto::tonic::trace::v1::Span;
@@ -34,11 +33,6 @@ async fn until(node: &Node, what: &str, holds: impl Fn(&Exposition) -> bool) -> 
         assert!(tokio::time::Instant::now() < deadline, "not soon enough: {what}: {page:#?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-}
-
-fn slowly(config: &mut Config) {
-    let cost = SimCost { step: Duration::from_millis(8), ..SimCost::FREE };
-    config.device = Device::Sim(SimConfig { cost, ..SimConfig::default() });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

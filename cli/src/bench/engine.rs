@@ -46,7 +46,7 @@ enum LoadFormat {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Quantization {
+pub enum Quantization {
     /// bf16 weights
     None,
     /// e4m3 weights and inputs of the layers' products; on the GPU alone
@@ -54,11 +54,29 @@ enum Quantization {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum KvDtype {
+pub enum KvDtype {
     /// The weights' own: bf16
     Auto,
     /// e4m3; on the GPU alone
     Fp8,
+}
+
+impl From<Quantization> for Precision {
+    fn from(quantization: Quantization) -> Self {
+        match quantization {
+            Quantization::None => Self::Bf16,
+            Quantization::Fp8 => Self::Fp8,
+        }
+    }
+}
+
+impl From<KvDtype> for Precision {
+    fn from(dtype: KvDtype) -> Self {
+        match dtype {
+            KvDtype::Auto => Self::Bf16,
+            KvDtype::Fp8 => Self::Fp8,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -345,14 +363,8 @@ impl Setup {
                     adapter_bytes,
                     max_slots: slots.unwrap_or(default.max_slots),
                     max_rows: self.max_num_batched_tokens.0.map(|rows| rows as u32),
-                    precision: match self.quantization {
-                        Quantization::None => Precision::Bf16,
-                        Quantization::Fp8 => Precision::Fp8,
-                    },
-                    kv_precision: match self.kv_cache_dtype {
-                        KvDtype::Auto => Precision::Bf16,
-                        KvDtype::Fp8 => Precision::Fp8,
-                    },
+                    precision: self.quantization.into(),
+                    kv_precision: self.kv_cache_dtype.into(),
                     kernel_sources: self.kernel_sources.clone(),
                     ..default
                 })

@@ -2,7 +2,7 @@
 
 mod adapters;
 mod compare;
-mod engine;
+pub mod engine;
 mod http;
 mod machine;
 mod model;

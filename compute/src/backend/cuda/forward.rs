@@ -5,7 +5,8 @@ use super::error::CudaError;
 use super::gemm::{Gemm, Numbers, Shape};
 use super::kernels::{
     Attention, AttentionDecode, Embed, FEW_ROWS, FewRowsBf16, FewRowsF32, Gather, Grid, Kernel,
-    Kernels, LoraShrink, Quantise, Residual, RmsNorm, RopeKv, Sample, Scales, SiluMul, Start,
+    KernelId, Kernels, LoraShrink, Quantise, Residual, RmsNorm, RopeKv, Sample, Scales, SiluMul,
+    Start,
 };
 use super::layout::{Group, Z_STRIDE};
 use super::plan::ATTENTION_BLOCKS;
@@ -14,6 +15,15 @@ use super::workspace::{Buffers, PlanAddresses};
 
 /// Thread blocks that the light kernels run at most on each multiprocessor.
 const BLOCKS: u32 = 8;
+
+/// What a step may leave out while it is measured: its results are then meaningless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    Kernel(KernelId),
+    /// Of all layers.
+    Products(Group),
+    OutputLayer,
+}
 
 pub struct Forward<'a> {
     pub kernels: &'a Kernels,
@@ -29,6 +39,7 @@ pub struct Forward<'a> {
     pub has_chunks: bool,
     pub kv: DevicePointer,
     pub stream: &'a Stream,
+    pub left_out: Option<Part>,
 }
 
 // SAFETY of all launches here: addresses are of `Buffers`, `DeviceWeights` and the plan, made for
@@ -107,6 +118,9 @@ impl Forward<'_> {
         grid: impl Into<Grid>,
         arguments: &K,
     ) -> Result<(), CudaError> {
+        if self.left_out == Some(Part::Kernel(K::ID)) {
+            return Ok(());
+        }
         // SAFETY: see above.
         unsafe { self.kernels.launch(self.stream, start, grid, arguments) }
     }
@@ -181,6 +195,9 @@ impl Forward<'_> {
     }
 
     fn multiply(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
+        if self.left_out == Some(Part::Products(group)) {
+            return Ok(());
+        }
         let y = self.buffers.y;
         let shape = group_shape(self.weights, group, self.bucket);
         let weights = self.weights.layers[layer as usize].group(group);
@@ -201,6 +218,9 @@ impl Forward<'_> {
     }
 
     fn head(&self, rows: u32) -> Result<(), CudaError> {
+        if self.left_out == Some(Part::OutputLayer) {
+            return Ok(());
+        }
         let shape = head_shape(self.weights, rows);
         let (weights, x, y) = (self.weights.lm_head, self.buffers.gathered, self.buffers.logits);
         if !is_few(shape) {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 pub struct Graph {
     device: Arc<Device>,
     executable: sys::CUgraphExec,
+    launches: usize,
 }
 
 // SAFETY: a graph may be launched from any thread whose context is current.
@@ -29,13 +30,23 @@ impl Graph {
             unsafe { result::stream::end_capture(stream.raw()) }.during("recording a graph");
         launched?;
         let graph = graph?;
+        let mut launches = 0;
+        // SAFETY: without room for them, the nodes are only counted.
+        unsafe { sys::cuGraphGetNodes(graph, std::ptr::null_mut(), &mut launches) }
+            .result()
+            .during("recording a graph")?;
         let flags = sys::CUgraphInstantiate_flags(0);
         // SAFETY: the graph was just recorded.
         let executable =
             unsafe { result::graph::instantiate(graph, flags) }.during("making a graph");
         // SAFETY: the executable does not need it.
         unsafe { result::graph::destroy(graph) }.during("making a graph")?;
-        Ok(Self { device: device.clone(), executable: executable? })
+        Ok(Self { device: device.clone(), executable: executable?, launches })
+    }
+
+    /// Kernels in it.
+    pub fn launches(&self) -> usize {
+        self.launches
     }
 
     pub fn launch(&self, stream: &Stream) -> Result<(), CudaError> {

@@ -4,7 +4,7 @@
 use super::CudaBackend;
 use super::device::DevicePointer;
 use super::error::CudaError;
-use super::forward::{Forward, group_shape, head_shape, is_few};
+use super::forward::{Forward, Part, group_shape, head_shape, is_few};
 use super::graph::Graph;
 use super::layout::Group;
 use super::weights::Precision;
@@ -77,14 +77,7 @@ impl CudaBackend {
 
     /// Launches the step that has been planned; its results go where `pending[index]` says.
     pub(super) fn run(&mut self, index: usize) -> Result<(), CudaError> {
-        let counts = self.plan.counts;
-        let key = GraphKey {
-            bucket: bucket(&self.buckets, counts.rows),
-            has_adapters: counts.first_adapted_tile < counts.tiles,
-            has_chunks: counts.attention_items > 0,
-            // More are computed in several rounds, behind the graph.
-            logits: bucket(&self.head_buckets, counts.logit_rows.min(LOGIT_ROWS)),
-        };
+        let (counts, key) = (self.plan.counts, self.key());
         let is_whole = key.bucket <= MAX_GRAPH_ROWS && counts.logit_rows <= LOGIT_ROWS;
         if is_whole {
             self.replay(key)?;
@@ -103,17 +96,34 @@ impl CudaBackend {
         pending.record(&self.stream)
     }
 
+    /// Of the step that has been planned.
+    pub(super) fn key(&self) -> GraphKey {
+        let counts = self.plan.counts;
+        GraphKey {
+            bucket: bucket(&self.buckets, counts.rows),
+            has_adapters: counts.first_adapted_tile < counts.tiles,
+            has_chunks: counts.attention_items > 0,
+            // More are computed in several rounds, behind the graph.
+            logits: bucket(&self.head_buckets, counts.logit_rows.min(LOGIT_ROWS)),
+        }
+    }
+
+    /// Records a step of this kind.
+    pub(super) fn record(&self, key: GraphKey, left_out: Option<Part>) -> Result<Graph, CudaError> {
+        let forward = Forward { left_out, ..self.forward(key) };
+        Graph::record(&self.device, &self.stream, || {
+            forward.run()?;
+            forward.output(0, key.logits)
+        })
+    }
+
     /// Launches the graph of a step, recorded when its like first comes.
     fn replay(&mut self, key: GraphKey) -> Result<(), CudaError> {
         self.replays += 1;
         if let Some(graph) = self.graphs.get(&key) {
             return graph.launch(&self.stream);
         }
-        let forward = self.forward(key);
-        let graph = Graph::record(&self.device, &self.stream, || {
-            forward.run()?;
-            forward.output(0, key.logits)
-        })?;
+        let graph = self.record(key, None)?;
         graph.launch(&self.stream)?;
         self.recordings += 1;
         self.graphs.insert(key, graph);
@@ -132,6 +142,7 @@ impl CudaBackend {
             has_chunks: key.has_chunks,
             kv: self.arena.address(),
             stream: &self.stream,
+            left_out: None,
         }
     }
 }

@@ -15,6 +15,7 @@ mod model;
 mod products;
 mod rows;
 mod sample;
+mod steps;
 
 pub use adapter::{AdapterShape, random_adapter};
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub use lab::Random;
 #[cfg(test)]
 pub(super) use model::TOLERANCE;
 pub use model::random_model;
+pub use steps::{StepRows, StepTime, StepsConfig, time_steps};
 
 use super::{CudaConfig, CudaError, Precision};
 use crate::backend::BackendError;

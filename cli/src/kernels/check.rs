@@ -1,17 +1,11 @@
 //! `lorikeet kernels check`: the GPU's kernels against slow computations on the host.
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 use lorikeet_compute::backend::cuda::check::{self, Outcome};
 use lorikeet_compute::backend::cuda::{CudaConfig, probe};
 use std::fs::File;
 use std::path::PathBuf;
-
-#[derive(Debug, Subcommand)]
-pub enum KernelsCommand {
-    /// Run every kernel, then whole random models, and compare; needs a GPU.
-    Check(CheckArgs),
-}
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -47,8 +41,7 @@ enum Part {
     Steps,
 }
 
-pub fn run(command: KernelsCommand) -> anyhow::Result<()> {
-    let KernelsCommand::Check(args) = command;
+pub fn run(args: CheckArgs) -> anyhow::Result<()> {
     let gpu = probe(args.device)?;
     println!("{}, {} multiprocessors", gpu.name, gpu.multiprocessors);
     let config = CudaConfig {

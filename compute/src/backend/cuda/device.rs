@@ -71,6 +71,10 @@ impl Device {
         let memory = DeviceMemory { device: self.clone(), address, bytes };
         // SAFETY: the memory is ours and of this size.
         unsafe { result::memset_d8_sync(address, 0, size) }.during("clearing device memory")?;
+        // The call returns before the memory is cleared, and our streams do not wait for the default one.
+        // SAFETY: the default stream always exists.
+        unsafe { result::stream::synchronize(std::ptr::null_mut()) }
+            .during("clearing device memory")?;
         Ok(memory)
     }
 

@@ -5,8 +5,8 @@ use super::error::CudaError;
 use super::gemm::{Gemm, Numbers, Shape};
 use super::kernels::{
     Attention, AttentionDecode, Embed, FEW_ROWS, FewRowsBf16, FewRowsF32, Gather, Grid, Kernel,
-    KernelId, Kernels, LoraShrink, Quantise, Residual, RmsNorm, RopeKv, Sample, Scales, SiluMul,
-    Start,
+    KernelId, Kernels, LoraShrink, Quantise, Residual, RmsNorm, RopeKv, RowAdapters, Sample,
+    Scales, SiluMul, Start,
 };
 use super::layout::{Group, Z_STRIDE};
 use super::plan::ATTENTION_BLOCKS;
@@ -74,7 +74,7 @@ impl Forward<'_> {
     pub fn products(&self) -> Result<(), CudaError> {
         for layer in 0..self.weights.config.spec.num_layers {
             for group in Group::ALL {
-                self.multiply(layer, group, self.input(group))?;
+                self.multiply(layer, group)?;
             }
         }
         Ok(())
@@ -179,11 +179,11 @@ impl Forward<'_> {
 
     /// `y = W x`, and `z = A x` for rows with adapters.
     fn project(&self, layer: u32, group: Group) -> Result<(), CudaError> {
-        let x = self.input(group);
-        if self.has_adapters {
-            self.shrink(layer, group, x)?;
+        // The kernel for few rows does both.
+        if self.has_adapters && !is_few(group_shape(self.weights, group, self.bucket)) {
+            self.shrink(layer, group)?;
         }
-        self.multiply(layer, group, x)
+        self.multiply(layer, group)
     }
 
     fn input(&self, group: Group) -> DevicePointer {
@@ -194,11 +194,11 @@ impl Forward<'_> {
         }
     }
 
-    fn multiply(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
+    fn multiply(&self, layer: u32, group: Group) -> Result<(), CudaError> {
         if self.left_out == Some(Part::Products(group)) {
             return Ok(());
         }
-        let y = self.buffers.y;
+        let (x, y) = (self.input(group), self.buffers.y);
         let shape = group_shape(self.weights, group, self.bucket);
         let weights = self.weights.layers[layer as usize].group(group);
         match shape.numbers {
@@ -209,8 +209,10 @@ impl Forward<'_> {
             }
             _ if is_few(shape) => {
                 let Shape { outputs, inputs, rows, .. } = shape;
-                let few = FewRowsBf16 { weights, x, y, outputs, inputs, rows };
-                self.launch(Start::Early, self.kernels.blocks(outputs.div_ceil(16), 3), &few)
+                let adapters = self.row_adapters(layer, group);
+                let few = FewRowsBf16 { weights, x, y, outputs, inputs, rows, adapters };
+                let adapted = if self.has_adapters { rows } else { 0 };
+                self.launch(Start::Early, self.kernels.few_rows_blocks(outputs, adapted), &few)
             }
             // SAFETY: see above.
             _ => unsafe { self.gemm.multiply(self.stream, shape, weights, x, y) },
@@ -229,15 +231,32 @@ impl Forward<'_> {
         }
         let Shape { outputs, inputs, rows, .. } = shape;
         let few = FewRowsF32 { weights, x, y, outputs, inputs, rows };
-        self.launch(Start::Early, self.kernels.blocks(outputs.div_ceil(16), 3), &few)
+        self.launch(Start::Early, self.kernels.few_rows_blocks(outputs, 0), &few)
     }
 
-    fn shrink(&self, layer: u32, group: Group, x: DevicePointer) -> Result<(), CudaError> {
+    fn row_adapters(&self, layer: u32, group: Group) -> RowAdapters {
+        if !self.has_adapters {
+            return RowAdapters::default();
+        }
+        RowAdapters {
+            step: self.plan.counts,
+            tiles: self.plan.tiles,
+            z: self.buffers.z,
+            z_stride: Z_STRIDE,
+            layer,
+            group: group as u32,
+            first_linear: group.linears()[0].index() as u32,
+            linears: group.linears().len() as u32,
+            unused: 0,
+        }
+    }
+
+    fn shrink(&self, layer: u32, group: Group) -> Result<(), CudaError> {
         let b = self.buffers;
         let shrink = LoraShrink {
             step: self.plan.counts,
             tiles: self.plan.tiles,
-            x,
+            x: self.input(group),
             inputs: group.shape(&self.weights.config.spec).1,
             z: b.z,
             z_stride: Z_STRIDE,

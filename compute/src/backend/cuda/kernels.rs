@@ -233,6 +233,12 @@ impl Kernels {
         Grid { blocks: blocks.min(rows * cluster * 4), cluster }
     }
 
+    /// Thread blocks for the product of few rows: one for each 16 outputs, and some for the ranks of the
+    /// rows' adapters, as far as the device holds them.
+    pub fn few_rows_blocks(&self, outputs: u32, adapted_rows: u32) -> u32 {
+        self.blocks(outputs.div_ceil(16) + 12 * adapted_rows, 3)
+    }
+
     pub fn multiprocessors(&self) -> u32 {
         self.multiprocessors
     }

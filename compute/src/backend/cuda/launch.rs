@@ -13,6 +13,11 @@ use super::workspace::LOGIT_ROWS;
 /// Larger steps are launched one by one: they keep the device busy for longer than that takes.
 const MAX_GRAPH_ROWS: u32 = 2048;
 
+/// A card at rest has higher clocks than one that has come to its limit of power: products are timed
+/// after so many milliseconds of them, and each for so long.
+const WARM_UP_MS: f32 = 1000.0;
+const MEASURED_MS: f32 = 50.0;
+
 /// What a recorded graph depends on; never on which adapters a step has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct GraphKey {
@@ -56,23 +61,29 @@ impl CudaBackend {
         Ok(())
     }
 
-    /// Milliseconds that the products of a step take, all layers, for each bucket of rows.
+    /// Milliseconds that the products of a step take, all layers, for each bucket of rows, at the clocks of
+    /// a card that is busy.
     pub(super) fn time_products(&self) -> Result<Vec<(u32, f32)>, CudaError> {
+        let middle = self.buckets[self.buckets.len() / 2];
+        self.time_bucket(middle, WARM_UP_MS)?;
+        let time = |&bucket: &u32| Ok((bucket, self.time_bucket(bucket, MEASURED_MS)?));
+        self.buckets.iter().map(time).collect()
+    }
+
+    /// The mean over runs that take about `length` milliseconds together.
+    fn time_bucket(&self, bucket: u32, length: f32) -> Result<f32, CudaError> {
+        let key = GraphKey { bucket, has_adapters: false, has_chunks: false, logits: 1 };
         let (start, end) = (self.device.event(true)?, self.device.event(true)?);
-        let mut times = Vec::with_capacity(self.buckets.len());
-        for &bucket in &self.buckets {
-            let key = GraphKey { bucket, has_adapters: false, has_chunks: false, logits: 1 };
-            let mut best = f32::INFINITY;
-            for _ in 0..2 {
-                self.stream.record(&start)?;
+        let run = |count: u32| {
+            self.stream.record(&start)?;
+            for _ in 0..count {
                 self.forward(key).products()?;
-                self.stream.record(&end)?;
-                end.synchronize()?;
-                best = best.min(end.milliseconds_since(&start)?);
             }
-            times.push((bucket, best));
-        }
-        Ok(times)
+            self.stream.record(&end)?;
+            end.synchronize()?;
+            Ok::<_, CudaError>(end.milliseconds_since(&start)? / count as f32)
+        };
+        run((length / run(1)?).ceil().max(1.0) as u32)
     }
 
     /// Launches the step that has been planned; its results go where `pending[index]` says.

@@ -144,17 +144,19 @@ impl StepPlan {
         Ok(())
     }
 
-    /// Fills the last tile if it is of the same adapter, then begins new ones.
+    /// Fills the last tile if it is of the same adapter, then begins new ones. Those of the base model
+    /// alone share no reads of an adapter, so that they are short, for more thread blocks to work on.
     fn add_tiles(&mut self, first: u32, adapter: DevicePointer) {
         let end = self.rows.len() as u32;
+        let most = if adapter == 0 { TILE_ROWS / 2 } else { TILE_ROWS };
         let mut row = first;
         if let Some(tile) = self.tiles.last_mut().filter(|t| t.adapter == adapter) {
-            let more = (TILE_ROWS - tile.rows).min(end - row);
+            let more = (most - tile.rows).min(end - row);
             tile.rows += more;
             row += more;
         }
         while row < end {
-            let rows = TILE_ROWS.min(end - row);
+            let rows = most.min(end - row);
             self.tiles.push(Tile { adapter, first_row: row, rows });
             row += rows;
         }

@@ -3,10 +3,11 @@
 use super::adapter::{AdapterShape, random_adapter};
 use super::expand::Consumer;
 use super::lab::{Lab, Part, Random, batch, outcome, relative_error, to_f32};
+use super::shrink::Shrink;
 use super::{CheckError, Outcome};
 use crate::backend::cuda::adapters::Adapters;
 use crate::backend::cuda::device::DevicePointer;
-use crate::backend::cuda::kernels::{Kernels, LoraShrink, Scales, Start};
+use crate::backend::cuda::kernels::{Kernels, Scales};
 use crate::backend::cuda::layout::{ExtentLayout, Group, Z_STRIDE};
 use crate::backend::cuda::plan::StepPlan;
 use crate::backend::cuda::weights::{DeviceWeights, Precision};
@@ -65,7 +66,7 @@ pub fn check(lab: &Lab, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckErro
         (ranks[index as usize % 6] + index % 3, Dtype::F32, false)
     })?;
     for pattern in Pattern::ALL {
-        for rows in [1, 50] {
+        for rows in [1, 7, 50] {
             let name = format!("{pattern:?} {rows}").to_lowercase();
             mixed.check(&pattern.parts(rows), &name, report)?;
         }
@@ -198,12 +199,8 @@ impl<'a> Bench<'a> {
         lab.write(b.y, &y)?;
         // What a group without adapters leaves behind must not be read.
         lab.write(b.z, &vec![bf16::NAN; rows * Z_STRIDE as usize])?;
-        let shrink = shrink(step, group, x_memory.address(), inputs, b);
-        let grid = lab.kernels.shrink_grid(rows as u32);
-        // SAFETY: addresses are of the lab's buffers, made for more rows.
-        let launch_shrink =
-            || unsafe { lab.kernels.launch(&lab.stream, Start::Afterwards, grid, &shrink) };
-        launch_shrink()?;
+        let shrink = Shrink::new(lab, step, group, &self.weights, x_memory.address());
+        shrink.launch(lab)?;
         let host_scales = HostScales::new(lab, rows, outputs as usize);
         let outputs_memory = lab.memory(&host_scales.outputs)?;
         lab.write(b.x_scales, &host_scales.rows)?;
@@ -213,13 +210,14 @@ impl<'a> Bench<'a> {
         let consumer = Consumer::new(lab, step, group, &self.weights, scales)?;
         let (kernel, error) = consumer.check(&adapted)?;
         let (a_bytes, b_bytes) = self.bytes(step, group);
+        let a_bytes = a_bytes + shrink.weights_bytes();
         let case = format!("{} {} {group:?} {pattern}", lab.spec.id, self.name);
         let io = (rows as u64) * u64::from(inputs) * 2;
-        let time = lab.time(a_bytes + io, launch_shrink)?;
+        let time = lab.time(a_bytes + io, || shrink.launch(lab))?;
         // Keys and values in e4m3 are rounded to 3 bits behind the leading one.
         let rounds = group == Group::Qkv && lab.kernels.target().kv_precision == Precision::Fp8;
         let tolerance = if rounds { 0.03 } else { 0.006 };
-        report(outcome("lora_shrink", case.clone(), error, tolerance, Some(time)));
+        report(outcome(shrink.name(), case.clone(), error, tolerance, Some(time)));
         let io = rows as u64 * u64::from(outputs) * 4;
         let time = lab.time(b_bytes + io, || consumer.launch())?;
         report(outcome(kernel, case, error, tolerance, Some(time)));
@@ -365,25 +363,4 @@ fn bf16_tensor(adapter: &HostAdapter, of: &TensorRef) -> Vec<f32> {
 pub struct PlannedStep<'a> {
     pub plan: &'a StepPlan,
     pub at: PlanAddresses,
-}
-
-fn shrink(
-    step: &PlannedStep,
-    group: Group,
-    x: DevicePointer,
-    inputs: u32,
-    b: &crate::backend::cuda::workspace::Buffers,
-) -> LoraShrink {
-    LoraShrink {
-        step: step.at.counts,
-        tiles: step.at.tiles,
-        x,
-        inputs,
-        z: b.z,
-        z_stride: Z_STRIDE,
-        layer: 0,
-        group: group as u32,
-        first_linear: group.linears()[0].index() as u32,
-        linears: group.linears().len() as u32,
-    }
 }

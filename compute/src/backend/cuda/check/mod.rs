@@ -15,6 +15,7 @@ mod model;
 mod products;
 mod rows;
 mod sample;
+mod shrink;
 mod steps;
 
 pub use adapter::{AdapterShape, random_adapter};

@@ -6,7 +6,7 @@ use super::{CheckError, Outcome};
 use crate::backend::cuda::device::DeviceMemory;
 use crate::backend::cuda::forward::is_few;
 use crate::backend::cuda::gemm::{Gemm, Numbers, Shape};
-use crate::backend::cuda::kernels::{FewRowsBf16, FewRowsF32, Fill, Quantise, Start};
+use crate::backend::cuda::kernels::{FewRowsBf16, FewRowsF32, Fill, Quantise, RowAdapters, Start};
 use crate::backend::cuda::layout::Group;
 use half::bf16;
 
@@ -136,7 +136,7 @@ fn product(
         gemm.plan(&lab.stream, shape, &[from.address()], input, to)?;
     }
     let run = || -> Result<(), _> {
-        let (w, blocks) = (from.address(), lab.kernels.blocks(outputs.div_ceil(16), 3));
+        let (w, blocks) = (from.address(), lab.kernels.few_rows_blocks(outputs, 0));
         let start = Start::Afterwards;
         match numbers {
             // SAFETY: addresses are of the lab's buffers and of the weights, of these sizes.
@@ -147,7 +147,15 @@ fn product(
                 unsafe { lab.kernels.launch(&lab.stream, start, blocks, &few) }
             }
             _ => {
-                let few = FewRowsBf16 { weights: w, x: input, y: to, outputs, inputs, rows };
+                let few = FewRowsBf16 {
+                    weights: w,
+                    x: input,
+                    y: to,
+                    outputs,
+                    inputs,
+                    rows,
+                    adapters: RowAdapters::default(),
+                };
                 // SAFETY: as above.
                 unsafe { lab.kernels.launch(&lab.stream, start, blocks, &few) }
             }

@@ -27,6 +27,21 @@ pub struct Heads {
     pub unused: u32,
 }
 
+/// Whose `z` is computed, for one group of linears. Default: nobody's.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RowAdapters {
+    pub step: DevicePointer,
+    pub tiles: DevicePointer,
+    pub z: DevicePointer,
+    pub z_stride: u32,
+    pub layer: u32,
+    pub group: u32,
+    pub first_linear: u32,
+    pub linears: u32,
+    pub unused: u32,
+}
+
 /// Sections of a plan.
 pub const PLAN_PARTS: usize = 10;
 
@@ -173,7 +188,8 @@ kernel!(
 });
 
 kernel!(
-    /// At most [`FEW_ROWS`](super::FEW_ROWS) rows; one thread block for 16 outputs.
+    /// At most [`FEW_ROWS`](super::FEW_ROWS) rows; one thread block for 16 outputs, or for 16 ranks of an
+    /// adapter.
     FewRowsBf16, 256, {
     weights: DevicePointer,
     x: DevicePointer,
@@ -181,10 +197,11 @@ kernel!(
     outputs: u32,
     inputs: u32,
     rows: u32,
+    adapters: RowAdapters,
 });
 
 kernel!(
-    /// As [`FewRowsBf16`], with f32 results.
+    /// As [`FewRowsBf16`], with f32 results and no adapters.
     FewRowsF32, 256, {
     weights: DevicePointer,
     x: DevicePointer,

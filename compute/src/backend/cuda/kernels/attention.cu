@@ -220,6 +220,7 @@ extern "C" __global__ void __launch_bounds__((TEAMS + 1) * WARPS * 32, 1) attent
     const u32 group = heads / kv_heads;
     const u64 page = kv_page(kv_heads);
     wait_for_previous();
+    // Not before: the single rows' attention reads without waiting for this kernel's end.
     let_next_start();
     const u32 count_of_items = step->attention_items;
     for (u32 index = blockIdx.x; index < count_of_items * kv_heads; index += gridDim.x) {

@@ -158,6 +158,7 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
     const u32 group = heads / kv_heads;
     const u64 page = kv_page(kv_heads);
     const bool beside_chunks = queue != nullptr;
+    let_next_start();
     u32 index = blockIdx.x;
     if (beside_chunks) {
         // The kernel before let this one start after it had itself waited for those that it reads
@@ -171,7 +172,6 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 4) attention_decode(
     } else {
         wait_for_previous();
     }
-    let_next_start();
     const u32 items_in_all = step->decode_items * kv_heads;
     while (index < items_in_all) {
         u32 next = index + gridDim.x;

@@ -3,32 +3,29 @@
 // Warps of the thread blocks that expand adapters.
 #define EXPAND_WARPS 4
 
-// This warp's items of a work of `tiles x columns`, all neighbours. The warps of a thread block have
-// neighbouring tiles and the same column: where the tiles are of one adapter, its weights come out
-// of the L1 cache for all but one.
+// This warp's items of a work of `tiles x columns`. The warps of a thread block have neighbouring
+// tiles and the same column: where the tiles are of one adapter, its weights come out of the L1 cache
+// for all but one. Blocks take turns, because full tiles, which take longest, stand together.
 struct Share {
     u32 tiles, columns;
-    u32 next, end;
+    u32 next;
     u32 tile, column;
 
     __device__ __forceinline__ bool take() {
-        if (next >= end) {
+        if (next >= tiles * columns) {
             return false;
         }
         const u32 group = next / (EXPAND_WARPS * columns), rest = next % (EXPAND_WARPS * columns);
         const u32 width = min((u32)EXPAND_WARPS, tiles - EXPAND_WARPS * group);
         tile = EXPAND_WARPS * group + rest % width;
         column = rest / width;
-        next += EXPAND_WARPS;
+        next += EXPAND_WARPS * gridDim.x;
         return true;
     }
 };
 
 __device__ __forceinline__ Share share_of(u32 tiles, u32 columns) {
-    const u32 items = tiles * columns, turns = (items + EXPAND_WARPS - 1) / EXPAND_WARPS;
-    const u32 start = (u64)blockIdx.x * turns / gridDim.x * EXPAND_WARPS;
-    const u32 end = (u64)(blockIdx.x + 1) * turns / gridDim.x * EXPAND_WARPS;
-    return {tiles, columns, start + threadIdx.x / 32, min(end, items)};
+    return {tiles, columns, blockIdx.x * EXPAND_WARPS + threadIdx.x / 32};
 }
 
 __device__ __forceinline__ const AdapterModule* module_of(const Tile& tile, int layer, int linear) {
@@ -105,11 +102,35 @@ __device__ __forceinline__ void expand_ranks(
     }
 }
 
+// As above, for ranks that are multiples of 32: half as many loads, each of 16 bytes.
+template <int N>
+__device__ __forceinline__ void expand_wide(
+    float (&acc)[N][4][4], const Update (&updates)[N], const int (&ranks)[N], int most) {
+    const int q = threadIdx.x % 4;
+#pragma unroll 1
+    for (int k = 8 * q; k - 8 * q < most; k += 32) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+            const bool exists = k < ranks[n];
+            uint4 columns[8];
+#pragma unroll
+            for (int c = 0; c < 8; ++c) {
+                columns[c] = exists ? *(const uint4*)(updates[n].b + c * ranks[n] + k) : zero16();
+            }
+            const uint4 z = exists && updates[n].z != nullptr ? *(const uint4*)(updates[n].z + k) : zero16();
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                mma32(acc[n][j], columns[2 * j], columns[2 * j + 1], z);
+            }
+        }
+    }
+}
+
 // acc = B z for each update. Column 8 g + 2 j + i of row 2 q + half is acc[j][2 i + half].
 template <int N>
 __device__ __forceinline__ void expand(float (&acc)[N][4][4], const Update (&updates)[N]) {
     int ranks[N], most = 0;
-    bool aligned = true;
+    bool aligned = true, wide = true;
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll
@@ -119,8 +140,11 @@ __device__ __forceinline__ void expand(float (&acc)[N][4][4], const Update (&upd
         ranks[n] = updates[n].module == nullptr ? 0 : updates[n].module->rank;
         most = max(most, ranks[n]);
         aligned = aligned && ranks[n] % 4 == 0;
+        wide = wide && ranks[n] % 32 == 0;
     }
-    if (aligned) {
+    if (wide) {
+        expand_wide<N>(acc, updates, ranks, most);
+    } else if (aligned) {
         expand_ranks<N, true>(acc, updates, ranks, most);
     } else {
         expand_ranks<N, false>(acc, updates, ranks, most);
@@ -135,9 +159,11 @@ __device__ __forceinline__ void adapted(
     unpack8(product, out);
 #if WEIGHT_BITS == 8
     const float row_scale = scales.rows[row];
+    float output_scales[8];
+    load8(scales.outputs + output, output_scales);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        out[i] *= row_scale * scales.outputs[output + i];
+        out[i] *= row_scale * output_scales[i];
     }
 #endif
     if (module == nullptr) {
@@ -150,7 +176,8 @@ __device__ __forceinline__ void adapted(
         out[i] += scale * update;
     }
     if (module->gain != 0) {
-        const float* gain = (const float*)(tile.adapter + module->gain) + column;
+        float gain[8];
+        load8((const float*)(tile.adapter + module->gain) + column, gain);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
             out[i] *= gain[i];

@@ -28,32 +28,37 @@ template <bool MAX> __device__ __forceinline__ float over_block(float v) {
 extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(
     const Step* step, float* hidden, const u16* y, Scales scales, const float* weight, u16* x, u32* x8,
     float* x_scales, u32 width, float eps) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     for (u32 r = blockIdx.x; r < step->rows; r += gridDim.x) {
         float* h = hidden + (u64)r * width;
         float values[PIECES][8];
         float sum = 0.0f;
+#if WEIGHT_BITS == 8
+        const float row_scale = y == nullptr ? 0.0f : scales.rows[r];
+#endif
 #pragma unroll
         for (int p = 0; p < PIECES; ++p) {
             const u32 i = (p * THREADS + threadIdx.x) * 8;
             if (i >= width) {
                 continue;
             }
-            *(float4*)values[p] = *(const float4*)(h + i);
-            *(float4*)(values[p] + 4) = *(const float4*)(h + i + 4);
+            load8(h + i, values[p]);
             if (y != nullptr) {
                 float add[8];
                 unpack8(*(const uint4*)(y + (u64)r * width + i), add);
+#if WEIGHT_BITS == 8
+                float output_scales[8];
+                load8(scales.outputs + i, output_scales);
+#endif
 #pragma unroll
                 for (int j = 0; j < 8; ++j) {
 #if WEIGHT_BITS == 8
-                    add[j] *= scales.rows[r] * scales.outputs[i + j];
+                    add[j] *= row_scale * output_scales[j];
 #endif
                     values[p][j] += add[j];
                 }
-                *(float4*)(h + i) = *(float4*)values[p];
-                *(float4*)(h + i + 4) = *(float4*)(values[p] + 4);
+                store8(h + i, values[p]);
             }
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
@@ -68,9 +73,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) rms_norm(
             if (i >= width) {
                 continue;
             }
+            float weights[8];
+            load8(weight + i, weights);
 #pragma unroll
             for (int j = 0; j < 8; ++j) {
-                values[p][j] *= scale * weight[i + j];
+                values[p][j] *= scale * weights[j];
                 most = fmaxf(most, fabsf(values[p][j]));
             }
             *(uint4*)(x + (u64)r * width + i) = pack8(values[p]);

@@ -106,6 +106,17 @@ __device__ __forceinline__ uint4 pack8(const float (&v)[8]) {
     return make_uint4(pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
 }
 
+// 8 neighbouring floats, aligned to 16 bytes.
+__device__ __forceinline__ void load8(const float* from, float (&out)[8]) {
+    *(float4*)out = *(const float4*)from;
+    *(float4*)(out + 4) = *(const float4*)(from + 4);
+}
+
+__device__ __forceinline__ void store8(float* to, const float (&v)[8]) {
+    *(float4*)to = make_float4(v[0], v[1], v[2], v[3]);
+    *(float4*)(to + 4) = make_float4(v[4], v[5], v[6], v[7]);
+}
+
 // Over the 8 lanes that have the same q.
 template <bool MAX> __device__ __forceinline__ float over_g(float v) {
 #pragma unroll
@@ -128,7 +139,8 @@ __device__ __forceinline__ float power_of_two(float v) {
 // all earlier ones.
 __device__ __forceinline__ void wait_for_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
-// The next kernel's thread blocks may take their places.
+// The next kernel's thread blocks may take their places, once all of this one have theirs. They wait
+// for this one's end, and so for that of all before it: it is called first.
 __device__ __forceinline__ void let_next_start() { asm volatile("griddepcontrol.launch_dependents;"); }
 
 // Scales that a product with 8-bit weights leaves out: of each row, and of each output.

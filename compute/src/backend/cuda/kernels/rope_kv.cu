@@ -117,8 +117,8 @@ extern "C" __global__ void __launch_bounds__(EXPAND_WARPS * 32, 4) rope_kv(
     Scales scales, Heads family, const float* cosines, const float* sines, u16* queries, kv_t* kv, u32 heads,
     u32 kv_heads, u32 layer, u32 layers) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     const u32 all_heads = heads + 2 * kv_heads;
     for (Share share = share_of(step->tiles, all_heads); share.take();) {
         const Tile tile = tiles[share.tile];

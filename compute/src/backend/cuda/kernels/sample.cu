@@ -129,8 +129,8 @@ __device__ __forceinline__ void write_logprobs(
 extern "C" __global__ void __launch_bounds__(THREADS) sample(
     const Step* step, const Draw* draws, Edit* all_edits, const u32* masks, float* all_logits, u32 vocabulary,
     u32 first, u32 count, u32* tokens, float* logprobs, u32* top_ids, float* top_logprobs) {
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     for (u32 i = blockIdx.x; i < count && first + i < step->logit_rows; i += gridDim.x) {
         const Draw request = draws[first + i];
         if (request.wanted == COPIED) {

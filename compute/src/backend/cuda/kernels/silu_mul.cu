@@ -6,8 +6,8 @@ extern "C" __global__ void __launch_bounds__(EXPAND_WARPS * 32, 4) silu_mul(
     const Step* step, const Tile* tiles, const u16* y, const u16* z, u32 z_stride, Scales scales,
     u16* out, u32 width, u32 layer) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    wait_for_previous();
     let_next_start();
+    wait_for_previous();
     for (Share share = share_of(step->tiles, width / COLUMNS); share.take();) {
         const Tile tile = tiles[share.tile];
         const u32 column = share.column * COLUMNS, own = column + 8 * g;

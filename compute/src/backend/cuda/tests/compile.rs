@@ -1,5 +1,7 @@
 use crate::backend::cuda::Precision;
-use crate::backend::cuda::kernels::{Heads, PLAN_PARTS, PRELUDE, PlanParts, Target, sources};
+use crate::backend::cuda::kernels::{
+    Heads, PLAN_PARTS, PRELUDE, PlanParts, RowAdapters, Target, sources,
+};
 use crate::backend::cuda::layout::{
     AdapterGroup, AdapterLayer, AdapterModule, AttentionItem, BLOCK_TOKENS, DecodeItem, Draw, Edit,
     Row, StepCounts, TILE_ROWS, TOP_LOGPROBS, Tile,
@@ -60,6 +62,7 @@ fn host_and_kernels_agree_on_what_lies_in_device_memory() {
         ],
     );
     check(file("rope_kv.cu"), &[("sizeof(Heads)", size_of::<Heads>())]);
+    check(file("few_rows.cu"), &[("sizeof(RowAdapters)", size_of::<RowAdapters>())]);
     check(
         file("copy_plan.cu"),
         &[("sizeof(PlanParts)", size_of::<PlanParts>()), ("PLAN_PARTS", PLAN_PARTS)],

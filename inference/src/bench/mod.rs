@@ -15,6 +15,7 @@ use crate::telemetry::Tier;
 use adapters::{AdapterSet, RandomStore};
 use anyhow::Context;
 use client::{Client, Loader, request};
+use futures::{StreamExt, TryStreamExt, stream};
 use lorikeet_compute::backend::cpu::{self, CpuConfig};
 use lorikeet_compute::backend::cuda::check::random_model;
 use lorikeet_compute::backend::cuda::{CudaBackend, CudaConfig};
@@ -193,17 +194,21 @@ pub async fn run(config: BenchConfig, at: impl Fn(Phase)) -> anyhow::Result<Benc
     Ok(observed.report())
 }
 
-/// Brings every adapter to the device, one after the other.
+/// Adapters that are brought to the device at once ahead of a measurement.
+const LOADS: usize = 4;
+
+/// Brings every adapter to the device, a few at once.
 async fn load(
     config: &BenchConfig,
     engine: &EngineHandle,
     adapters: &[Arc<AdapterManifest>],
 ) -> anyhow::Result<()> {
     let brief = brief(config);
-    for adapter in adapters {
-        request(engine, &brief, Some(adapter.clone()), u64::MAX - 1).await?;
-    }
-    Ok(())
+    let loads = adapters.iter().map(|adapter| {
+        let adapter = Some(adapter.clone());
+        async { request(engine, &brief, adapter, u64::MAX - 1).await.map(|_| ()) }
+    });
+    stream::iter(loads).buffer_unordered(LOADS).try_collect().await
 }
 
 /// The same with the shortest requests that there are.
@@ -226,7 +231,7 @@ fn spawn(
             ..ResidencyConfig::default()
         },
         // One tenant does not get the whole queue.
-        max_requests: 2 * config.concurrency + 2,
+        max_requests: 2 * (config.concurrency + LOADS),
         base: config.spec.clone(),
         eos_tokens: Vec::new(),
     };

@@ -41,6 +41,8 @@ const MAX_STEPS: u64 = MAX_TOKENS as u64 - 1000;
 fn sim() -> SimConfig {
     let capacity = Capacity {
         num_blocks: 160_000,
+        block_bytes: 0,
+        least_blocks: 0,
         block_size: 16,
         adapter_bytes: 1 << 30,
         max_slots: 64,

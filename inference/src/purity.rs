@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const PURE: [&str; 3] = ["scheduler", "kv", "adapters/residency"];
 
 /// What pure code may name of our crates: other pure code, and plain data.
-const PLAIN: [&str; 11] = [
+const PLAIN: [&str; 12] = [
     "crate::adapters::residency",
     "crate::adapters::{Adapter",
     "crate::adapters::Adapter",
@@ -15,6 +15,7 @@ const PLAIN: [&str; 11] = [
     "lorikeet_compute::backend::AdapterSlot",
     "lorikeet_compute::backend::HostAdapter",
     "lorikeet_compute::backend::BlockId",
+    "lorikeet_compute::backend::BlockMove",
     "crate::kv::",
     "lorikeet_compute::sampling::",
     "crate::share::",

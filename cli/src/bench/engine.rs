@@ -172,7 +172,7 @@ pub struct Setup {
     max_num_batched_tokens: MostRows,
     #[arg(long, default_value_t = 256)]
     max_num_seqs: usize,
-    /// Tokens of the KV cache
+    /// Tokens that the KV cache always has room for
     #[arg(long)]
     kv_tokens: Option<u64>,
     /// Other adapters that are brought to the device beside the load; where not all fit, each is
@@ -191,7 +191,7 @@ pub struct Setup {
     /// Host memory for adapters, GiB
     #[arg(long, default_value_t = 64)]
     adapter_host_gib: u64,
-    /// Device memory for adapters, GiB
+    /// Device memory that adapters always have, GiB; a GPU lends them more, unless --kv-tokens is given, too
     #[arg(long, default_value_t = 12)]
     adapter_gib: u64,
     /// Seconds before measuring
@@ -360,7 +360,7 @@ impl Setup {
                 let default = CudaConfig::default();
                 BenchDevice::Cuda(CudaConfig {
                     kv_tokens: self.kv_tokens,
-                    adapter_bytes,
+                    adapter_bytes: Some(adapter_bytes),
                     max_slots: slots.unwrap_or(default.max_slots),
                     max_rows: self.max_num_batched_tokens.0.map(|rows| rows as u32),
                     precision: self.quantization.into(),

@@ -77,7 +77,7 @@ pub fn run(args: StepsArgs) -> anyhow::Result<()> {
             ordinal: args.device,
             precision: args.quantization.into(),
             kv_precision: args.kv_cache_dtype.into(),
-            adapter_bytes: 12 << 30,
+            adapter_bytes: Some(12 << 30),
             ..CudaConfig::default()
         },
         model: ModelConfig::plain(spec),

@@ -45,14 +45,26 @@ pub struct AdapterSlot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepTicket(pub u64);
 
-/// What the engine may use of a backend. Constant for its life.
+/// A block whose keys and values change place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockMove {
+    pub from: BlockId,
+    pub to: BlockId,
+}
+
+/// What the engine may use of a backend. Constant for its life, but for the border between blocks and
+/// adapters, which [`Backend::set_blocks`] moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Capacity {
-    /// Physical KV blocks.
+    /// Physical KV blocks: at the start, and the most that there may be.
     pub num_blocks: u32,
+    /// Bytes that adapters gain with each block that is given up; 0: the border does not move.
+    pub block_bytes: u64,
+    /// Where it does, blocks that are never given up.
+    pub least_blocks: u32,
     /// Tokens a block holds.
     pub block_size: u32,
-    /// Bytes for adapters on the device, each at its true rank.
+    /// Bytes for adapters on the device, each at its true rank: at the start, and the fewest.
     pub adapter_bytes: u64,
     /// Adapter slots. Bytes run out first; this bounds the descriptor tables.
     pub max_slots: u32,
@@ -60,6 +72,13 @@ pub struct Capacity {
     pub max_rows: u32,
     /// Steps that may be submitted and not yet collected: 1, or 2 to run one ahead.
     pub pipeline_depth: u32,
+}
+
+impl Capacity {
+    /// Bytes for adapters beside so many blocks, at most [`Capacity::num_blocks`].
+    pub fn adapter_bytes_beside(&self, blocks: u32) -> u64 {
+        self.adapter_bytes + u64::from(self.num_blocks - blocks) * self.block_bytes
+    }
 }
 
 /// A verified adapter in host memory, and its parsed header.
@@ -157,6 +176,18 @@ pub trait Backend: Send {
 
     /// Frees a slot. No step submitted and not collected may read it.
     fn evict(&mut self, slot: AdapterSlot);
+
+    /// Moves the border between blocks and adapters: later steps use the first `blocks` blocks alone,
+    /// and adapters have what the rest leaves. `moves` are made after all submitted steps and before
+    /// later ones: each from a block that is given up to one that stays and holds nothing of use.
+    ///
+    /// Taking blocks back may be refused with [`BackendError::NoRoomYet`] while uploads are under way;
+    /// nothing has changed then. Adapters must leave room for what is taken back.
+    fn set_blocks(&mut self, blocks: u32, moves: &[BlockMove]) -> Result<(), BackendError> {
+        let is_same = blocks == self.capacity().num_blocks && moves.is_empty();
+        let fixed = || BackendError::Device("its blocks and adapters do not share memory".into());
+        is_same.then_some(()).ok_or_else(fixed)
+    }
 
     /// Starts a step. The batch has been checked: slots are live, blocks belong to their sequence.
     /// Steps execute in the order of their submission, so that a block given up by one step may be

@@ -49,7 +49,7 @@ pub(super) fn device(vars: Vars<'_>, scheduler: SchedulerConfig) -> Result<Devic
     let cuda = |ordinal| CudaConfig {
         ordinal,
         kv_tokens,
-        adapter_bytes: adapter_bytes.unwrap_or(default.adapter_bytes),
+        adapter_bytes,
         max_rows: (!is_auto).then(|| u32::try_from(rows).unwrap_or(u32::MAX)),
         precision: weights,
         kv_precision: kv,

@@ -15,6 +15,7 @@
 //! and the end of a sequence is noticed one step late. That step's row writes into blocks that are
 //! free by then, which is harmless because steps execute in order.
 
+mod border;
 mod commands;
 mod config;
 mod execute;
@@ -28,7 +29,9 @@ mod warm_up;
 
 use crate::adapters::CachedFile;
 use crate::adapters::loader::{AdapterLoader, LoadEvent};
-use crate::adapters::residency::{AdapterAction, LoadAction, Residency, UploadFailure};
+use crate::adapters::residency::{
+    AdapterAction, DeviceMemory, LoadAction, Residency, UploadFailure,
+};
 use crate::guidance::MaskPool;
 use crate::kv::BlockPool;
 use crate::scheduler::{Prices, Scheduler, SchedulerConfig, SequenceMap, StepPlan};
@@ -123,8 +126,11 @@ impl Engine {
         stats.send_modify(|stats| stats.capacity = capacity);
         let limits = config.scheduler;
         let max_rows = capacity.max_rows as usize;
+        let memory =
+            DeviceMemory { bytes: capacity.adapter_bytes, block_bytes: capacity.block_bytes };
         Self {
-            kv: BlockPool::new(capacity.num_blocks, capacity.block_size),
+            kv: BlockPool::new(capacity.num_blocks, capacity.block_size)
+                .keeping(border::least_blocks(&capacity, config.base.context_length)),
             scheduler: Scheduler::new(
                 SchedulerConfig {
                     max_num_batched_tokens: limits.max_num_batched_tokens.min(max_rows),
@@ -132,7 +138,7 @@ impl Engine {
                 },
                 Prices::of(&config.base),
             ),
-            residency: Residency::new(config.residency, capacity.adapter_bytes, capacity.max_slots),
+            residency: Residency::new(config.residency, memory, capacity.max_slots),
             pipeline_depth: capacity.pipeline_depth.max(1) as usize,
             config,
             backend,
@@ -259,6 +265,8 @@ impl Engine {
                     self.loader.start(load);
                 }
                 AdapterAction::CancelFetch(key) => self.loader.cancel_fetch(key),
+                AdapterAction::Borrow { blocks } => self.give_up_blocks(blocks)?,
+                AdapterAction::Return { blocks } => self.take_back_blocks(blocks)?,
                 AdapterAction::Evict(slot) => {
                     self.metrics.device_evictions.increment();
                     self.backend.evict(slot);

@@ -60,6 +60,20 @@ impl Lru {
         self.len -= 1;
     }
 
+    /// Gives a block's place in the order, which must be in the list, to another, which must not.
+    pub fn rename(&mut self, from: BlockId, to: BlockId) {
+        let links = self.links[from.0 as usize];
+        self.links[to.0 as usize] = links;
+        match links.older {
+            NONE => self.oldest = to.0,
+            older => self.links[older as usize].newer = to.0,
+        }
+        match links.newer {
+            NONE => self.newest = to.0,
+            newer => self.links[newer as usize].older = to.0,
+        }
+    }
+
     #[cfg(test)]
     pub fn iter(&self) -> impl Iterator<Item = BlockId> + '_ {
         let some = |block: u32| (block != NONE).then_some(block);

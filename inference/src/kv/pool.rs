@@ -3,6 +3,7 @@
 use super::BlockId;
 use super::lru::Lru;
 use super::prefix::{Parent, PrefixId, PrefixKey, PrefixScope};
+use lorikeet_compute::backend::BlockMove;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -21,6 +22,15 @@ impl BlockTable {
         &self.blocks
     }
 
+    /// Follows what [`BlockPool::give_up`] has moved.
+    pub fn relocate(&mut self, moves: &[BlockMove]) {
+        for block in &mut self.blocks {
+            if let Ok(at) = moves.binary_search_by_key(block, |moved| moved.from) {
+                *block = moves[at].to;
+            }
+        }
+    }
+
     fn parent(&self, scope: PrefixScope) -> Parent {
         self.prefix.map_or(Parent::Start(scope), Parent::Prefix)
     }
@@ -35,10 +45,14 @@ struct Block {
 }
 
 /// Hands out blocks and finds those that already hold a prefix.
-/// `held + cached + free == num_blocks`, each block in exactly one of the three.
+/// `held + cached + free == num_blocks`, each block in exactly one of the three. The last blocks can be
+/// given up, down to the least number, and come back later.
 #[derive(Debug)]
 pub struct BlockPool {
     block_size: usize,
+    num_blocks: u32,
+    least_blocks: u32,
+    /// Those that have been given up included.
     blocks: Vec<Block>,
     /// Blocks that nobody holds and that hold nothing of use.
     free: Vec<BlockId>,
@@ -51,9 +65,12 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
+    /// All blocks of which cannot be given up.
     pub fn new(num_blocks: u32, block_size: u32) -> Self {
         Self {
             block_size: block_size as usize,
+            num_blocks,
+            least_blocks: num_blocks,
             blocks: (0..num_blocks).map(|_| Block::default()).collect(),
             free: (0..num_blocks).rev().map(BlockId).collect(),
             cached: Lru::new(num_blocks),
@@ -63,18 +80,34 @@ impl BlockPool {
         }
     }
 
+    /// The same, at least so many of which stay.
+    pub fn keeping(self, least_blocks: u32) -> Self {
+        Self { least_blocks: least_blocks.min(self.num_blocks), ..self }
+    }
+
+    /// Without those that have been given up.
     pub fn num_blocks(&self) -> u32 {
+        self.num_blocks
+    }
+
+    /// With them.
+    pub fn most_blocks(&self) -> u32 {
         self.blocks.len() as u32
     }
 
-    /// Tokens that all blocks together hold.
+    /// Tokens that the blocks hold that always stay.
     pub fn max_tokens(&self) -> usize {
-        self.blocks.len() * self.block_size
+        self.least_blocks as usize * self.block_size
     }
 
     /// Blocks that nobody holds and that are kept for their prefix.
     pub fn cached(&self) -> u32 {
         self.cached.len()
+    }
+
+    /// Blocks that hold nothing of use.
+    pub fn unused(&self) -> u32 {
+        self.free.len() as u32
     }
 
     /// Blocks that can be had, cached ones included.
@@ -199,6 +232,52 @@ impl BlockPool {
         table.prefix = None;
     }
 
+    /// Blocks that [`BlockPool::give_up`] can give up now.
+    pub fn dispensable(&self) -> u32 {
+        self.available().min(self.num_blocks - self.least_blocks)
+    }
+
+    /// Gives up the last blocks, as many as `count`, which are dispensable. What was cached longest ago
+    /// makes room where too few are free; what the last blocks hold moves. Gives the moves, from
+    /// ascending blocks; each table must [follow](BlockTable::relocate) them.
+    pub fn give_up(&mut self, count: u32) -> Vec<BlockMove> {
+        debug_assert!(count <= self.dispensable());
+        while self.unused() < count
+            && let Some(oldest) = self.cached.pop_oldest()
+        {
+            self.forget(oldest);
+            self.free.push(oldest);
+        }
+        let given_up = self.num_blocks - count..self.num_blocks;
+        self.num_blocks = given_up.start;
+        self.free.retain(|block| block.0 < given_up.start);
+        let mut moves = Vec::new();
+        for from in given_up.map(BlockId) {
+            let state = std::mem::take(&mut self.blocks[from.0 as usize]);
+            if state.refs == 0 && state.prefix.is_none() {
+                continue;
+            }
+            let to = self.free.pop().expect("as many stay free as are given up and not free");
+            if state.refs == 0 {
+                self.cached.rename(from, to);
+            }
+            if let Some((_, key)) = &state.prefix {
+                self.index.insert(Arc::clone(key), to);
+            }
+            self.blocks[to.0 as usize] = state;
+            moves.push(BlockMove { from, to });
+        }
+        moves
+    }
+
+    /// Takes back so many of the blocks that were given up. They are handed out last, so that they can
+    /// be given up again at little cost.
+    pub fn take_back(&mut self, count: u32) {
+        let end = (self.num_blocks + count).min(self.most_blocks());
+        self.free.splice(0..0, (self.num_blocks..end).rev().map(BlockId));
+        self.num_blocks = end;
+    }
+
     fn find(&mut self, parent: Parent, tokens: &[u32]) -> Option<(BlockId, PrefixId)> {
         self.probe.parent = parent;
         self.probe.tokens.clear();
@@ -232,12 +311,16 @@ impl BlockPool {
             .pop()
             .or_else(|| self.cached.pop_oldest())
             .expect("the caller compared with available()");
-        let state = &mut self.blocks[block.0 as usize];
-        if let Some((_, key)) = state.prefix.take() {
+        self.forget(block);
+        self.blocks[block.0 as usize].refs = 1;
+        block
+    }
+
+    /// The index knows the block no longer.
+    fn forget(&mut self, block: BlockId) {
+        if let Some((_, key)) = self.blocks[block.0 as usize].prefix.take() {
             self.index.remove(&key);
         }
-        state.refs = 1;
-        block
     }
 }
 
@@ -257,6 +340,7 @@ impl BlockPool {
                 refs[block.0 as usize] += 1;
             }
         }
+        assert!((self.least_blocks..=self.most_blocks()).contains(&self.num_blocks));
         let mut unheld = vec![0; self.blocks.len()];
         for block in self.free.iter().copied().chain(self.cached.iter()) {
             unheld[block.0 as usize] += 1;
@@ -264,7 +348,10 @@ impl BlockPool {
         assert_eq!(self.cached.iter().count(), self.cached.len() as usize);
         for (i, block) in self.blocks.iter().enumerate() {
             assert_eq!(block.refs, refs[i], "block {i}: references");
-            assert_eq!(unheld[i], u32::from(refs[i] == 0), "block {i}: held, cached or free");
+            let is_ours = i < self.num_blocks as usize;
+            assert!(is_ours || (refs[i] == 0 && block.prefix.is_none()), "block {i} is given up");
+            let is_unheld = is_ours && refs[i] == 0;
+            assert_eq!(unheld[i], u32::from(is_unheld), "block {i}: held, cached or free");
             assert!(block.refs <= 1 || block.prefix.is_some(), "block {i} is shared, not indexed");
             if let Some((_, key)) = &block.prefix {
                 assert_eq!(self.index.get(key), Some(&BlockId(i as u32)));

@@ -12,6 +12,7 @@
 //! first never does, and every sequence fits the cache alone, so there is always one that gets to
 //! its end.
 
+mod border;
 mod map;
 mod plan;
 mod preemption;
@@ -23,6 +24,7 @@ mod tenants;
 use crate::adapters::residency::{Claims, Residency};
 use crate::kv::BlockPool;
 use crate::share::TenantShare;
+use lorikeet_compute::backend::BlockMove;
 use lorikeet_compute::backend::batch::SequenceId;
 use lorikeet_compute::sampling::TokenMask;
 use lorikeet_contract::TenantId;
@@ -150,6 +152,16 @@ impl Scheduler {
     pub fn allow(&mut self, id: SequenceId, mask: Arc<TokenMask>) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
             sequence.allow(mask);
+        }
+    }
+
+    /// Blocks have [moved](BlockPool::give_up).
+    pub fn relocate(&mut self, moves: &[BlockMove]) {
+        if moves.is_empty() {
+            return;
+        }
+        for sequence in self.sequences.values_mut() {
+            sequence.table.relocate(moves);
         }
     }
 

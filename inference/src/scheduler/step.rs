@@ -75,10 +75,13 @@ impl Scheduler {
         plan: &mut StepPlan,
     ) {
         self.claims.clear();
+        let mut borrowable = 0;
         if residency.is_contended() {
             self.claim(kv, residency);
+            borrowable = self.borrowable_blocks(kv);
         }
-        residency.plan(now, &self.claims, &mut plan.actions);
+        residency.plan(now, &self.claims, borrowable, &mut plan.actions);
+        residency.yield_blocks(self.lacking_blocks(kv), now, &mut plan.actions);
         for action in &plan.actions {
             if let AdapterAction::Upload { adapter, .. } = action {
                 self.tenants.charge_tenant(&adapter.key.tenant, self.prices.swap(adapter));

@@ -43,6 +43,8 @@ pub struct EngineMetrics {
     pub prefill_rows: Counter,
     pub decode_rows: Counter,
     pub preemptions: Counter,
+    /// Blocks that changed place to make room for adapters.
+    pub blocks_moved: Counter,
     /// Into each tier.
     loads: [LoadMetrics; 3],
     pub device_evictions: Counter,
@@ -66,6 +68,7 @@ impl Default for EngineMetrics {
             prefill_rows: Counter::default(),
             decode_rows: Counter::default(),
             preemptions: Counter::default(),
+            blocks_moved: Counter::default(),
             loads: Tier::ALL.map(|_| LoadMetrics {
                 succeeded: Counter::default(),
                 failed: Counter::default(),

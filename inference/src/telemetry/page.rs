@@ -131,6 +131,8 @@ impl Sources {
         family.sample(&[("phase", "decode")], metrics.decode_rows.get());
         let help = "Sequences that lost their KV blocks to make room.";
         page.counter("lorikeet_preemptions_total", help, metrics.preemptions.get());
+        let help = "KV blocks that changed place to make room for adapters.";
+        page.counter("lorikeet_kv_blocks_moved_total", help, metrics.blocks_moved.get());
         let help = "Adapters that gave their place on the device up to others while in use.";
         page.counter("lorikeet_adapter_rotations_total", help, stats.rotations);
     }

@@ -3,6 +3,7 @@
 
 use super::requests::Stages;
 use crate::engine::EngineStats;
+use lorikeet_compute::backend::Capacity;
 use lorikeet_metrics::{Kind, Page};
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,7 +26,9 @@ pub fn write(
     family.sample(&of_model, stats.kv.ratio());
 
     let help = "Block size and number of the KV cache, as labels.";
-    let (size, blocks) = (stats.capacity.block_size.to_string(), stats.kv.total.to_string());
+    // The most that there may be, whoever has their room now: a label must not change.
+    let Capacity { block_size, num_blocks, .. } = stats.capacity;
+    let (size, blocks) = (block_size.to_string(), num_blocks.to_string());
     let labels = [("model_name", model), ("block_size", &size), ("num_gpu_blocks", &blocks)];
     page.family("vllm:cache_config_info", Kind::Gauge, help).sample(&labels, 1);
 
@@ -61,7 +64,6 @@ fn max_adapters(stats: &EngineStats) -> u64 {
 mod tests {
     use super::*;
     use crate::adapters::{AdapterKey, AdapterReport, ResidencyReport, ResidencyState, TierUse};
-    use lorikeet_compute::backend::Capacity;
     use lorikeet_contract::{AdapterDigest, TenantId};
     use lorikeet_kit::exposition::Exposition;
     use std::sync::Arc;

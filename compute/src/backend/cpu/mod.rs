@@ -214,6 +214,8 @@ impl<T: Element> Backend for CpuBackend<T> {
     fn capacity(&self) -> Capacity {
         Capacity {
             num_blocks: self.limits.num_blocks as u32,
+            block_bytes: 0,
+            least_blocks: 0,
             block_size: BLOCK_TOKENS as u32,
             adapter_bytes: self.adapter_bytes,
             max_slots: self.max_slots,

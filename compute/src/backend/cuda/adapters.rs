@@ -3,9 +3,9 @@
 
 use super::arena::{Extents, Move};
 use super::device::{Device, DevicePointer, Event, Stream};
-use super::error::CudaError;
 use super::kernels::{DoraGain, Kernels, Start};
 use super::layout::{ExtentLayout, Gain, Group};
+use super::moving::Mover;
 use super::weights::{DeviceWeights, Precision};
 use crate::backend::slots::{SlotTable, not_ready, refused};
 use crate::backend::uploads::{Placed, Uploads};
@@ -20,18 +20,22 @@ const STAGING: usize = 16 << 20;
 /// Copied at a time. Steps copy, too, and take turns with an adapter at the device's copy engines.
 const CHUNK: usize = 8 << 20;
 
-/// The device tier: slots over a range of the arena.
+/// The device tier: slots over the arena's part beyond the border.
 pub struct Adapters {
-    first: DevicePointer,
+    /// Of the arena.
+    end: DevicePointer,
     extents: Extents,
     table: SlotTable<Place>,
     uploading: usize,
     uploads: Uploads<Upload, ()>,
+    /// Extents may be written once this has happened on the device.
+    settled: Option<Arc<Event>>,
 }
 
 struct Place {
-    /// From the start of the range.
+    /// From the extent's end to the arena's.
     offset: u64,
+    bytes: u64,
     is_ready: bool,
 }
 
@@ -39,17 +43,17 @@ struct Upload {
     adapter: Arc<HostAdapter>,
     layout: ExtentLayout,
     address: DevicePointer,
-    /// The extent may be written once this has happened on the device.
-    after: Option<Event>,
+    /// As [`Adapters::settled`].
+    after: Option<Arc<Event>>,
 }
 
 impl Adapters {
-    /// `first` and `bytes` are the adapters' part of the arena.
+    /// The adapters' part of the arena is the `bytes` before its `end`.
     pub fn new(
         device: &Arc<Device>,
         kernels: Arc<Kernels>,
         weights: Arc<DeviceWeights>,
-        first: DevicePointer,
+        end: DevicePointer,
         bytes: u64,
         slots: u32,
     ) -> Result<Self, BackendError> {
@@ -58,47 +62,84 @@ impl Adapters {
         let staging = device.pinned(STAGING)?;
         let mut uploader = Uploader { device, stream, staging, kernels, weights };
         Ok(Self {
-            first,
+            end,
             extents: Extents::new(bytes),
             table: SlotTable::new(slots),
             uploading: 0,
             uploads: Uploads::spawn("lk-cuda-upload", move |upload| uploader.place(upload))?,
+            settled: None,
         })
     }
 
-    /// Reserves an extent and queues the copy. `relocate` moves extents inside the range, after all
-    /// submitted steps and before later ones, and gives an event that follows the moves.
+    /// Reserves an extent and queues the copy. Where there is no gap for it, others move between the
+    /// `steps`.
     pub fn begin_upload(
         &mut self,
         slot: AdapterSlot,
         adapter: Arc<HostAdapter>,
         layout: ExtentLayout,
-        relocate: impl FnOnce(DevicePointer, &[Move]) -> Result<Event, CudaError>,
+        steps: &Stream,
+        mover: &Mover,
     ) -> Result<(), BackendError> {
         self.table.check_empty(slot)?;
         let bytes = layout.bytes;
         let out = || BackendError::OutOfMemory { what: "device memory for adapters", bytes };
-        let mut after = None;
         let offset = match self.extents.place(bytes) {
             Some(offset) => offset,
-            // Gaps are closed only between uploads: a copy under way keeps its place.
-            None if self.uploading == 0 && bytes <= self.extents.free() => {
-                let moves = self.extents.compact();
-                self.follow(&moves);
-                after = Some(relocate(self.first, &moves)?);
+            None if bytes > self.extents.free() => return Err(out()),
+            None => {
+                self.gather(bytes, steps, mover)?;
                 self.extents.place(bytes).ok_or_else(out)?
             }
-            None if bytes <= self.extents.free() => return Err(BackendError::NoRoomYet { bytes }),
-            None => return Err(out()),
         };
-        let upload = Upload { adapter, layout, address: self.first + offset, after };
+        let place = Place { offset, bytes, is_ready: false };
+        let (address, after) = (self.address_of(&place), self.settled.clone());
+        let upload = Upload { adapter, layout, address, after };
         if let Err(error) = self.uploads.send(slot, upload, bytes) {
             self.extents.free_at(offset);
             return Err(error);
         }
         self.uploading += 1;
-        self.table.fill(slot, Place { offset, is_ready: false });
+        self.table.fill(slot, place);
         Ok(())
+    }
+
+    /// Moves the border to `bytes` before the arena's end. Extents that lie beyond move between the
+    /// `steps`; an error when they do not fit.
+    pub fn set_bytes(
+        &mut self,
+        bytes: u64,
+        steps: &Stream,
+        mover: &Mover,
+    ) -> Result<(), BackendError> {
+        if self.extents.set_bytes(bytes) {
+            return Ok(());
+        }
+        self.gather(self.extents.bytes().saturating_sub(bytes), steps, mover)?;
+        let full = || BackendError::Device(format!("adapters do not fit {bytes} bytes"));
+        self.extents.set_bytes(bytes).then_some(()).ok_or_else(full)
+    }
+
+    /// Extents are written when the device has come to this event.
+    pub fn settle(&mut self, event: Event) {
+        self.settled = Some(Arc::new(event));
+    }
+
+    /// Closes gaps until so many bytes are free at the border. Only between uploads: a copy under way
+    /// keeps its place.
+    fn gather(&mut self, bytes: u64, steps: &Stream, mover: &Mover) -> Result<(), BackendError> {
+        if self.uploading > 0 {
+            return Err(BackendError::NoRoomYet { bytes });
+        }
+        let moves = self.extents.gather(bytes);
+        self.follow(&moves);
+        let moved = mover.extents(steps, self.end, &moves)?;
+        self.settle(moved);
+        Ok(())
+    }
+
+    fn address_of(&self, place: &Place) -> DevicePointer {
+        self.end - place.offset - place.bytes
     }
 
     fn follow(&mut self, moves: &[Move]) {
@@ -136,7 +177,7 @@ impl Adapters {
     /// meanwhile.
     pub fn address(&self, slot: AdapterSlot) -> Result<DevicePointer, BackendError> {
         match self.table.get(slot) {
-            Some(place) if place.is_ready => Ok(self.first + place.offset),
+            Some(place) if place.is_ready => Ok(self.address_of(place)),
             _ => Err(not_ready(slot)),
         }
     }
@@ -152,9 +193,15 @@ struct Uploader {
 }
 
 impl Uploader {
-    /// Fills an extent, and returns when it can be read.
+    /// Fills an extent, and returns when it can be read, or is written no more.
     fn place(&mut self, upload: Upload) -> Result<(), BackendError> {
         self.device.bind()?;
+        let filled = self.fill(upload);
+        self.stream.synchronize()?;
+        filled
+    }
+
+    fn fill(&mut self, upload: Upload) -> Result<(), BackendError> {
         if let Some(event) = &upload.after {
             self.stream.wait(event)?;
         }
@@ -182,7 +229,6 @@ impl Uploader {
         for gain in &layout.gains {
             self.gain(file, gain, *address)?;
         }
-        self.stream.synchronize()?;
         Ok(())
     }
 

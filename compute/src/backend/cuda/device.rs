@@ -300,6 +300,8 @@ pub struct Event {
 
 // SAFETY: events may be used from any thread whose context is current.
 unsafe impl Send for Event {}
+// SAFETY: as above; the driver locks what it must.
+unsafe impl Sync for Event {}
 
 impl Event {
     /// Spins: a thread that sleeps wakes 75 us late.

@@ -7,8 +7,8 @@
 //! collect -> wait for the event -> output
 //! begin_upload -> arena (extent) -> adapters (upload thread: copy, convert, DoRA) -> poll_uploads
 //! ```
-//! All steps run in order on one stream, adapters are copied on another. Two steps may be under
-//! way: the input token of a row may still be on the device.
+//! All steps run in order on one stream, adapters are copied on another. What moves in the arena moves
+//! between the steps. Two steps may be under way: the input token of a row may still be on the device.
 
 mod adapters;
 mod arena;
@@ -23,6 +23,7 @@ mod graph;
 mod kernels;
 mod launch;
 mod layout;
+mod moving;
 mod nvrtc;
 mod output;
 mod pinned;
@@ -43,19 +44,20 @@ pub use weights::Precision;
 
 use super::batch::SequenceId;
 use super::{
-    AdapterSlot, Backend, BackendError, Capacity, HostAdapter, HostAllocator, StepBatch,
+    AdapterSlot, Backend, BackendError, BlockMove, Capacity, HostAdapter, HostAllocator, StepBatch,
     StepOutput, StepTicket, UploadDone,
 };
 use crate::model::{ModelConfig, ModelWeights};
 use adapters::Adapters;
-use arena::Move;
-use device::{Device, DeviceMemory, DevicePointer, Event, Stream};
+use arena::Division;
+use device::{Device, DeviceMemory, Stream};
 use gemm::{Gemm, row_buckets};
 use graph::Graph;
 use kernels::{Kernels, Target};
 use launch::GraphKey;
 use layout::{BLOCK_TOKENS, ExtentLayout};
 use lorikeet_contract::adapter::ArtifactHeader;
+use moving::Mover;
 use output::{DrawMemory, Pending};
 use pinned::PinnedPool;
 use plan::{Limits, StepPlan};
@@ -72,16 +74,15 @@ const DEPTH: usize = 2;
 const MOST_MEASURED_ROWS: u32 = 1024;
 /// Device memory left to the driver and to libraries.
 const RESERVE: u64 = 1 << 30;
-/// Extents are moved through memory of this size.
-const MOVE_BYTES: u64 = 32 << 20;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CudaConfig {
     pub ordinal: u32,
-    /// Tokens whose keys and values are kept; None: what the device has room for.
+    /// Tokens whose keys and values there is always room for; None: a quarter of what is left to them.
     pub kv_tokens: Option<u64>,
-    /// Bytes of adapters.
-    pub adapter_bytes: u64,
+    /// Bytes that adapters always have, and so those of the largest one; None: an eighth of the memory
+    /// that is left. When both are given, the rest of the memory is not used, and neither side lends.
+    pub adapter_bytes: Option<u64>,
     pub max_slots: u32,
     /// Rows of the largest step; None: those that cost least each within a bound on the step's time,
     /// measured at the start.
@@ -104,7 +105,7 @@ impl Default for CudaConfig {
         Self {
             ordinal: 0,
             kv_tokens: None,
-            adapter_bytes: 8 << 30,
+            adapter_bytes: None,
             max_slots: 1024,
             max_rows: Some(2048),
             precision: Precision::Bf16,
@@ -133,7 +134,7 @@ pub struct CudaBackend {
     buckets: Vec<u32>,
     head_buckets: Vec<u32>,
     arena: DeviceMemory,
-    moving: DeviceMemory,
+    mover: Mover,
     pinned: PinnedPool,
     graphs: HashMap<GraphKey, Graph>,
     recordings: u64,
@@ -211,20 +212,15 @@ impl CudaBackend {
         let buffers = Buffers::new(&device, &spec, max_rows)?;
         let pinned = PinnedPool::new(&device, config.pinned_bytes);
         let gemm = Gemm::new(&device, config.cache)?;
-        let moving = device.allocate("device memory for moving adapters", MOVE_BYTES)?;
+        let mover = Mover::new(&device)?;
         let page = kv_page_bytes(&spec, config.kv_precision);
         let (free, _) = device.memory()?;
-        let room = free.saturating_sub(RESERVE + config.adapter_bytes) / page;
-        let wanted = config.kv_tokens.map(|t| t.div_ceil(BLOCK_TOKENS.into())).unwrap_or(room);
-        if wanted == 0 || wanted > room {
-            let bytes = wanted.max(1) * page + config.adapter_bytes;
-            let what = "device memory for keys, values and adapters";
-            return Err(BackendError::OutOfMemory { what, bytes });
-        }
-        let num_blocks = wanted.min(u64::from(u32::MAX)) as u32;
-        let kv_bytes = u64::from(num_blocks) * page;
+        let least = config.kv_tokens.map(|tokens| tokens.div_ceil(BLOCK_TOKENS.into()));
+        let room = free.saturating_sub(RESERVE);
+        let division = Division::new(room, page, least, config.adapter_bytes)?;
+        let Division { num_blocks, least_blocks, adapter_bytes } = division;
         let what = "device memory for keys, values and adapters";
-        let arena = device.allocate(what, kv_bytes + config.adapter_bytes)?;
+        let arena = device.allocate(what, division.bytes(page))?;
         let (kernels, weights) = (Arc::new(kernels), Arc::new(weights));
         let limits =
             Limits { spec, max_rows, num_blocks, multiprocessors: kernels.multiprocessors() };
@@ -232,8 +228,8 @@ impl CudaBackend {
             &device,
             kernels.clone(),
             weights.clone(),
-            arena.address() + kv_bytes,
-            config.adapter_bytes,
+            arena.address() + arena.bytes(),
+            adapter_bytes,
             config.max_slots,
         )?;
         let draw_memory = (0..DEPTH).map(|_| DrawMemory::new(&device, max_rows));
@@ -244,8 +240,10 @@ impl CudaBackend {
             plan: StepPlan::default(),
             capacity: Capacity {
                 num_blocks,
+                block_bytes: page,
+                least_blocks,
                 block_size: BLOCK_TOKENS,
-                adapter_bytes: config.adapter_bytes,
+                adapter_bytes,
                 max_slots: config.max_slots,
                 max_rows,
                 pipeline_depth: DEPTH as u32,
@@ -260,7 +258,7 @@ impl CudaBackend {
             gemm,
             buffers,
             arena,
-            moving,
+            mover,
             pinned,
             graphs: HashMap::new(),
             recordings: 0,
@@ -305,29 +303,6 @@ fn kv_page_bytes(spec: &lorikeet_contract::BaseModelSpec, precision: Precision) 
     heads * u64::from(BLOCK_TOKENS) * token
 }
 
-/// Moves extents after all submitted steps; the event follows the last move.
-fn relocate(
-    device: &Arc<Device>,
-    stream: &Stream,
-    through: &DeviceMemory,
-    first: DevicePointer,
-    moves: &[Move],
-) -> Result<Event, CudaError> {
-    for &Move { from, to, bytes } in moves {
-        for start in (0..bytes).step_by(through.bytes() as usize) {
-            let part = through.bytes().min(bytes - start);
-            // SAFETY: both ranges lie in the arena, and the steps that read them come before or
-            // after on this stream. Source and destination may overlap, hence the detour.
-            unsafe { stream.copy(through.address(), first + from + start, part) }?;
-            // SAFETY: as above.
-            unsafe { stream.copy(first + to + start, through.address(), part) }?;
-        }
-    }
-    let event = device.event(false)?;
-    stream.record(&event)?;
-    Ok(event)
-}
-
 impl Backend for CudaBackend {
     fn name(&self) -> &'static str {
         "cuda"
@@ -352,11 +327,7 @@ impl Backend for CudaBackend {
         adapter: Arc<HostAdapter>,
     ) -> Result<(), BackendError> {
         let layout = ExtentLayout::new(&adapter.header, &self.limits.spec)?;
-        let (device, stream, moving) = (&self.device, &self.stream, &self.moving);
-        self.adapters.begin_upload(slot, adapter, layout, |first, moves| {
-            device.bind()?;
-            relocate(device, stream, moving, first, moves)
-        })
+        self.adapters.begin_upload(slot, adapter, layout, &self.stream, &self.mover)
     }
 
     fn poll_uploads(&mut self, done: &mut Vec<UploadDone>) {
@@ -365,6 +336,21 @@ impl Backend for CudaBackend {
 
     fn evict(&mut self, slot: AdapterSlot) {
         self.adapters.evict(slot);
+    }
+
+    fn set_blocks(&mut self, blocks: u32, moves: &[BlockMove]) -> Result<(), BackendError> {
+        let most = self.capacity.num_blocks;
+        if blocks > most || moves.iter().any(|m| m.from.0.max(m.to.0) >= most) {
+            return Err(BackendError::Device(format!("there are {most} blocks at most")));
+        }
+        let bytes = self.capacity.adapter_bytes_beside(blocks);
+        self.adapters.set_bytes(bytes, &self.stream, &self.mover)?;
+        let (first, page) = (self.arena.address(), self.capacity.block_bytes);
+        let moved = self.mover.blocks(&self.stream, first, page, moves)?;
+        // Submitted steps may still read and write what adapters gain.
+        self.adapters.settle(moved);
+        self.limits.num_blocks = blocks;
+        Ok(())
     }
 
     fn submit(&mut self, batch: &StepBatch) -> Result<StepTicket, BackendError> {

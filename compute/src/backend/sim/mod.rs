@@ -3,7 +3,8 @@
 //!
 //! It keeps a shadow of the KV cache and of the adapter slots and treats as a device error what a
 //! real device would suffer silently: a block written by two sequences, a prefix that is not the
-//! sequence's own, a slot that is not live or of another generation, an eviction under a reader.
+//! sequence's own, a block that adapters have, a slot that is not live or of another generation, an
+//! eviction under a reader.
 //! A token is drawn from what the shadow holds, so a mix-up that no check sees shows in the output.
 
 mod clock;
@@ -12,9 +13,9 @@ mod shadow;
 mod slots;
 
 use super::{
-    AdapterSlot, Backend, BackendError, Capacity, HeapAllocator, HostAdapter, HostAllocator, Input,
-    LogitsWanted, SampleRequest, SampledToken, SequenceOutput, SequenceStep, StepBatch, StepOutput,
-    StepTicket, UploadDone,
+    AdapterSlot, Backend, BackendError, BlockMove, Capacity, HeapAllocator, HostAdapter,
+    HostAllocator, Input, LogitsWanted, SampleRequest, SampledToken, SequenceOutput, SequenceStep,
+    StepBatch, StepOutput, StepTicket, UploadDone,
 };
 use crate::backend::batch::SequenceId;
 use lorikeet_contract::AdapterDigest;
@@ -60,7 +61,7 @@ pub struct SimFaults {
     /// Uploads of these adapters fail.
     pub refused: Vec<AdapterDigest>,
     /// Adapter memory has gaps: while another upload is under way, one that would take more than a
-    /// half of what is free finds no room in one piece.
+    /// half of what is free finds no room in one piece, and no room can be given back to blocks.
     pub fragmented: bool,
 }
 
@@ -84,6 +85,8 @@ impl Default for SimConfig {
         Self {
             capacity: Capacity {
                 num_blocks: 4096,
+                block_bytes: 0,
+                least_blocks: 0,
                 block_size: 16,
                 adapter_bytes: 1 << 30,
                 max_slots: 256,
@@ -246,6 +249,20 @@ impl Backend for SimBackend {
 
     fn evict(&mut self, slot: AdapterSlot) {
         self.slots.evict(slot);
+    }
+
+    fn set_blocks(&mut self, blocks: u32, moves: &[BlockMove]) -> Result<(), BackendError> {
+        let capacity = self.config.capacity;
+        if capacity.block_bytes == 0 || blocks > capacity.num_blocks {
+            return Err(BackendError::Device(format!("there are no {blocks} blocks")));
+        }
+        let bytes = capacity.adapter_bytes_beside(blocks);
+        let takes_back = blocks > self.shadow.num_blocks();
+        if takes_back && self.config.faults.fragmented && self.slots.is_uploading() {
+            return Err(BackendError::NoRoomYet { bytes });
+        }
+        self.slots.set_bytes(bytes).map_err(BackendError::Device)?;
+        self.shadow.set_blocks(blocks, moves).map_err(BackendError::Device)
     }
 
     fn submit(&mut self, batch: &StepBatch) -> Result<StepTicket, BackendError> {

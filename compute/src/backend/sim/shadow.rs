@@ -1,8 +1,7 @@
 //! What the KV cache would hold.
 
-use crate::backend::AdapterKey;
-use crate::backend::SequenceStep;
 use crate::backend::batch::SequenceId;
+use crate::backend::{AdapterKey, BlockId, BlockMove, SequenceStep};
 
 /// One position of one block. `state` stands for keys and values: it follows from the adapter and
 /// from all tokens up to here.
@@ -15,6 +14,8 @@ struct Cell {
 
 pub(super) struct Shadow {
     block_size: usize,
+    /// Those from here on are adapters'.
+    num_blocks: usize,
     cells: Vec<Option<Cell>>,
     /// Who wrote a block's first position, and so owns the rest of it.
     writers: Vec<Option<SequenceId>>,
@@ -25,10 +26,35 @@ impl Shadow {
     pub fn new(num_blocks: u32, block_size: u32, check_prefixes: bool) -> Self {
         Self {
             block_size: block_size as usize,
+            num_blocks: num_blocks as usize,
             cells: vec![None; num_blocks as usize * block_size as usize],
             writers: vec![None; num_blocks as usize],
             check_prefixes,
         }
+    }
+
+    pub fn num_blocks(&self) -> u32 {
+        self.num_blocks as u32
+    }
+
+    /// A block that has been left, or that adapters have had, holds nothing.
+    pub fn set_blocks(&mut self, num_blocks: u32, moves: &[BlockMove]) -> Result<(), String> {
+        let (before, after) = (self.num_blocks, num_blocks as usize);
+        for &BlockMove { from: BlockId(from), to: BlockId(to) } in moves {
+            let (from, to) = (from as usize, to as usize);
+            if !(after..before).contains(&from) || to >= after.min(before) {
+                return Err(format!("block {from} cannot become block {to}"));
+            }
+            let start = from * self.block_size;
+            self.cells.copy_within(start..start + self.block_size, to * self.block_size);
+            self.writers[to] = self.writers[from];
+        }
+        for block in before.min(after)..before.max(after) {
+            self.writers[block] = None;
+            self.cells[block * self.block_size..][..self.block_size].fill(None);
+        }
+        self.num_blocks = after;
+        Ok(())
     }
 
     /// Reads the prefix, writes the rows, and returns the state after the last of them.
@@ -76,7 +102,7 @@ impl Shadow {
 
     fn place(&self, step: &SequenceStep, position: usize) -> Result<(usize, usize), String> {
         let block = step.blocks[position / self.block_size].0 as usize;
-        if block >= self.writers.len() {
+        if block >= self.num_blocks {
             return Err(format!("block {block} does not exist"));
         }
         Ok((block, block * self.block_size + position % self.block_size))

@@ -23,6 +23,7 @@ pub(super) struct Slots {
     slots: Vec<Option<Slot>>,
     /// Of the latest owner; a reused index must come with a new one.
     generations: Vec<u32>,
+    bytes: u64,
     free_bytes: u64,
     /// What an eviction did wrong; it has no result of its own.
     fault: Option<String>,
@@ -33,6 +34,7 @@ impl Slots {
         Self {
             slots: (0..max_slots).map(|_| None).collect(),
             generations: vec![0; max_slots as usize],
+            bytes,
             free_bytes: bytes,
             fault: None,
         }
@@ -44,6 +46,15 @@ impl Slots {
 
     pub fn free_bytes(&self) -> u64 {
         self.free_bytes
+    }
+
+    /// Changes the budget; an error when more is in use.
+    pub fn set_bytes(&mut self, bytes: u64) -> Result<(), String> {
+        let used = self.bytes - self.free_bytes;
+        let over = || format!("adapters use {used} bytes and would have {bytes}");
+        self.free_bytes = bytes.checked_sub(used).ok_or_else(over)?;
+        self.bytes = bytes;
+        Ok(())
     }
 
     pub fn is_uploading(&self) -> bool {

@@ -145,3 +145,49 @@ fn time_passes_as_the_costs_say_and_uploads_run_beside_the_steps() {
     sim.poll_uploads(&mut done);
     assert_eq!(done.len(), 1);
 }
+
+/// Six of eight blocks' room can be adapters'.
+fn shared_sim() -> SimBackend {
+    let config =
+        SimConfig { clock: SimClock::simulated(), check_prefixes: true, ..SimConfig::default() };
+    let capacity = Capacity {
+        num_blocks: 8,
+        least_blocks: 2,
+        block_bytes: 100,
+        block_size: 4,
+        adapter_bytes: 50,
+        pipeline_depth: 2,
+        ..config.capacity
+    };
+    SimBackend::new(SimConfig { capacity, ..config })
+}
+
+#[test]
+fn a_block_that_moves_keeps_what_it_holds_and_its_old_place_holds_nothing() {
+    let mut sim = shared_sim();
+    draw(&mut sim, 1, row(1, 0, &[1, 2, 3, 4, 5], &[7, 0]));
+    let moved = BlockMove { from: BlockId(7), to: BlockId(3) };
+    sim.set_blocks(6, &[moved]).unwrap();
+    let whole = draw(&mut sim, 2, row(2, 0, &[1, 2, 3, 4, 5, 6], &[1, 2]));
+    assert_eq!(draw(&mut sim, 3, row(1, 5, &[6], &[3, 0])), whole);
+    let gone = submit(&mut sim, 4, vec![row(1, 6, &[7], &[7, 0])]).unwrap_err();
+    assert!(gone.contains("block 7 does not exist"), "{gone}");
+    sim.set_blocks(8, &[]).unwrap();
+    let emptied = submit(&mut sim, 5, vec![row(1, 6, &[7], &[7, 0])]).unwrap_err();
+    assert!(emptied.contains("block 7 does not hold"), "{emptied}");
+    let kept = BlockMove { from: BlockId(1), to: BlockId(2) };
+    let error = sim.set_blocks(6, &[kept]).unwrap_err().to_string();
+    assert!(error.contains("cannot become"), "{error}");
+}
+
+#[test]
+fn blocks_are_not_taken_back_from_adapters_that_use_their_room() {
+    let mut sim = shared_sim();
+    sim.set_blocks(5, &[]).unwrap();
+    let slot = AdapterSlot { index: 0, generation: 1 };
+    let key = AdapterKey { tenant: TenantId::new(), digest: AdapterDigest([1; 32]) };
+    sim.slots.begin(slot, key, 200, sim.config.clock.now(), false).unwrap();
+    let error = sim.set_blocks(7, &[]).unwrap_err().to_string();
+    assert!(error.contains("use 200 bytes"), "{error}");
+    sim.set_blocks(6, &[]).unwrap();
+}

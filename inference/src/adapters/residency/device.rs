@@ -77,7 +77,7 @@ impl Residency {
     }
 
     fn too_large_for_device(&self, key: AdapterKey, bytes: u64) -> Option<String> {
-        let room = self.device.capacity;
+        let room = self.memory.bytes;
         if bytes > room {
             return Some(format!("it needs {bytes} bytes on the device, this node has {room}"));
         }
@@ -97,6 +97,9 @@ impl Residency {
     ) -> Room {
         let lacks = self.device_shortage(key, bytes);
         if lacks.is_none() {
+            return Room::Now;
+        }
+        if Claim::of(&key, claims).can_run() && self.borrow(&lacks, actions) {
             return Room::Now;
         }
         let candidates = |key: AdapterKey| (key, self.entry(&key).device_bytes());

@@ -112,7 +112,8 @@ impl Residency {
     ///
     /// One that was refused for want of room is tried again when no other is under way, because only
     /// then a device can close its gaps, and at the cost of more adapters each time. It is the
-    /// adapter's failure when the device has no room with nothing else on it but pins that stay.
+    /// adapter's failure when the device has no room with nothing else on it but pins that stay, and
+    /// nothing on its way there.
     pub fn uploaded(&mut self, slot: AdapterSlot, result: Result<(), UploadFailure>, now: Instant) {
         self.changes += 1;
         self.uploads -= 1;
@@ -141,9 +142,9 @@ impl Residency {
         self.device.release(key, bytes);
         self.slots.release(slot);
         let waits = entry.waits_for_device() && !self.wanted.contains(&key);
-        let others_may_leave = self.device.used > self.staying_for(key, bytes);
+        let may_change = self.uploads > 0 || self.device.used > self.staying_for(key, bytes);
         match failure {
-            UploadFailure::NoRoom if others_may_leave => {
+            UploadFailure::NoRoom if may_change => {
                 if waits {
                     self.wanted.push_front(key);
                 }

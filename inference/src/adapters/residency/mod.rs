@@ -19,6 +19,7 @@
 //! has used up its quota waits for its own adapters to let go, and nobody waits for it.
 //! [Pins](Pin) keep their places.
 
+mod border;
 mod claim;
 mod device;
 mod disk;
@@ -44,14 +45,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tier::Tier;
 
+pub use border::{BlocksLacking, DeviceMemory};
 pub use claim::{Claim, Claims};
 pub use events::{FetchFailure, ReadFailure, UploadFailure};
 pub use lease::{AdapterDemand, AdapterLease};
 pub use pins::{Pin, PinRefusal, PinState};
 pub use report::{AdapterReport, ResidencyReport, ResidencyState, TierUse};
 
-/// Budgets and pace. The device's budget is the backend's
-/// ([`Capacity::adapter_bytes`](lorikeet_compute::backend::Capacity)).
+/// Budgets and pace. The device's budget is the backend's ([`DeviceMemory`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ResidencyConfig {
     pub host_bytes: u64,
@@ -91,7 +92,7 @@ impl Default for ResidencyConfig {
     }
 }
 
-/// What is to be done. Each but `Evict` and `CancelFetch` ends in exactly one report back.
+/// What is to be done, in this order. `Load` and `Upload` end in exactly one report back.
 pub enum AdapterAction {
     /// To be done beside the running steps.
     Load(LoadAction),
@@ -101,6 +102,11 @@ pub enum AdapterAction {
     Upload { slot: AdapterSlot, adapter: Arc<HostAdapter> },
     /// No submitted step reads the slot.
     Evict(AdapterSlot),
+    /// KV blocks that nobody needs become room for adapters.
+    Borrow { blocks: u32 },
+    /// Room that adapters do not use becomes KV blocks again; ends in [`Residency::returned`], or in
+    /// nothing where the device cannot do it now.
+    Return { blocks: u32 },
 }
 
 /// What takes I/O. Never more than `max_fetches + max_reads` and the files of the disk cache.
@@ -120,7 +126,11 @@ pub struct Residency {
     entries: HashMap<AdapterKey, Entry>,
     disk: Tier,
     host: Tier,
+    /// Its capacity changes with the border to the KV blocks.
     device: Tier,
+    memory: DeviceMemory,
+    /// Blocks that the plan under way may borrow.
+    borrowable: u32,
     slots: Slots,
     /// Needed and not on the device, longest waiting first.
     wanted: VecDeque<AdapterKey>,
@@ -142,13 +152,15 @@ pub struct Residency {
 }
 
 impl Residency {
-    pub fn new(config: ResidencyConfig, device_bytes: u64, max_slots: u32) -> Self {
+    pub fn new(config: ResidencyConfig, memory: DeviceMemory, max_slots: u32) -> Self {
         Self {
             config,
             entries: HashMap::new(),
             disk: Tier::new(config.disk_bytes),
             host: Tier::new(config.host_bytes),
-            device: Tier::new(device_bytes),
+            device: Tier::new(memory.bytes),
+            memory,
+            borrowable: 0,
             slots: Slots::new(max_slots),
             wanted: VecDeque::new(),
             forgotten: Vec::new(),
@@ -233,9 +245,8 @@ impl Residency {
             entry.forgotten = true;
             self.forgotten.push(key);
         }
-        if entry.pin.take().is_some() {
-            self.pins.drop_pin(key);
-        }
+        entry.pin = None;
+        self.pins.drop_pin(key);
     }
 
     /// Forgets what is not among `kept`: adapters deleted while the node was down, whose files it

@@ -93,8 +93,9 @@ pub(super) struct Pins {
 
 impl Pins {
     pub fn drop_pin(&mut self, key: AdapterKey) {
+        let before = self.pins.len();
         self.pins.retain(|pin| pin.manifest.key != key);
-        self.stale = true;
+        self.stale |= self.pins.len() != before;
     }
 
     /// Held for a tenant.
@@ -192,7 +193,7 @@ impl Residency {
         if over(all.host, host, part) {
             return Some(PinRefusal::HostMemory { part });
         }
-        let part = self.device.capacity / PINNED_PART;
+        let part = self.memory.bytes / PINNED_PART;
         if over(all.device, device, part) {
             return Some(PinRefusal::DeviceMemory { part });
         }
@@ -212,7 +213,7 @@ impl Residency {
     pub(super) fn displaces_pins_on_device(&self, key: AdapterKey, bytes: u64) -> bool {
         let quota = self.share(key.tenant).device_bytes;
         let own = self.pins.of(key.tenant).device;
-        bytes > self.device.capacity.saturating_sub(self.pins.all.device)
+        bytes > self.memory.bytes.saturating_sub(self.pins.all.device)
             || quota.is_some_and(|quota| bytes > quota.saturating_sub(own))
     }
 }

@@ -14,10 +14,18 @@ const LOUDEST: u32 = 8;
 impl Residency {
     /// Decides the next moves and records them as under way; each action must be performed.
     /// To be called before the step's leases are taken.
-    /// `claims`: of every adapter that sequences need, while [`Residency::is_contended`].
-    pub fn plan(&mut self, now: Instant, claims: &Claims, actions: &mut Vec<AdapterAction>) {
+    /// `claims`: of every adapter that sequences need, while [`Residency::is_contended`]. `borrowable`:
+    /// KV blocks that adapters may have.
+    pub fn plan(
+        &mut self,
+        now: Instant,
+        claims: &Claims,
+        borrowable: u32,
+        actions: &mut Vec<AdapterAction>,
+    ) {
         let before = actions.len();
         self.plans += 1;
+        self.borrowable = borrowable;
         self.settle_pins(now);
         self.drop_forgotten(now, actions);
         self.evict_leaving(now, actions);

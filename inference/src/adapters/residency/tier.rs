@@ -88,6 +88,11 @@ impl Shortage {
         self.own == 0 && self.bytes == 0 && self.slots == 0
     }
 
+    /// Neither places nor a tenant's own bytes lack.
+    pub fn is_of_bytes_alone(&self) -> bool {
+        self.own == 0 && self.slots == 0
+    }
+
     /// One member with so many bytes leaves.
     pub fn ease(&mut self, key: AdapterKey, bytes: u64) {
         if key.tenant == self.tenant {

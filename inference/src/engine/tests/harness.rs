@@ -64,6 +64,8 @@ impl Default for Setup {
             },
             capacity: Capacity {
                 num_blocks: 1000,
+                block_bytes: 0,
+                least_blocks: 0,
                 block_size: 4,
                 adapter_bytes: 1000,
                 max_slots: 8,
@@ -204,6 +206,8 @@ impl Engine {
     pub fn assert_invariants(&self) {
         self.scheduler.assert_invariants(&self.kv);
         self.residency.assert_invariants();
+        let beside = self.backend.capacity().adapter_bytes_beside(self.kv.num_blocks());
+        assert_eq!(self.residency.device_bytes(), beside, "one border");
         assert_eq!(self.requests.len(), self.by_id.len());
         assert_eq!(self.requests.len(), self.scheduler.running() + self.scheduler.waiting());
     }

@@ -1,5 +1,6 @@
 mod adapters;
 mod allocations;
+mod border;
 mod fairness;
 mod guided;
 mod harness;

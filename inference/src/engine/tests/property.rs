@@ -44,6 +44,24 @@ struct Memory {
     pipeline_depth: u32,
     upload_ms: u64,
     failing: Option<u8>,
+    shared: Option<Shared>,
+}
+
+/// Blocks and adapters share memory.
+#[derive(Debug, Clone, Copy)]
+struct Shared {
+    block_bytes: u64,
+    least_blocks: u32,
+    /// Room is given back only between uploads.
+    fragmented: bool,
+}
+
+fn shared() -> impl Strategy<Value = Shared> {
+    (1u64..9, 1u32..20, any::<bool>()).prop_map(|(block_bytes, least_blocks, fragmented)| Shared {
+        block_bytes,
+        least_blocks,
+        fragmented,
+    })
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
@@ -75,7 +93,7 @@ fn op() -> impl Strategy<Value = Op> {
 fn memory() -> impl Strategy<Value = Memory> {
     let sizes = (11u32..40, 20u64..90, 20u64..90, 20u64..120, 1u32..5);
     let limits = (1usize..8, 1usize..40, 1u32..=2, 0u64..8, prop::option::weighted(0.3, 0u8..6));
-    (sizes, limits).prop_map(|(sizes, limits)| Memory {
+    (sizes, limits, prop::option::of(shared())).prop_map(|(sizes, limits, shared)| Memory {
         num_blocks: sizes.0,
         device: sizes.1,
         host: sizes.2,
@@ -86,12 +104,20 @@ fn memory() -> impl Strategy<Value = Memory> {
         pipeline_depth: limits.2,
         upload_ms: limits.3,
         failing: limits.4,
+        shared,
     })
 }
 
 fn setup(memory: &Memory) -> Setup {
     let mut setup = Setup::default();
     setup.capacity.num_blocks = memory.num_blocks;
+    if let Some(Shared { block_bytes, least_blocks, fragmented }) = memory.shared {
+        // No request is longer.
+        setup.context_length = 44;
+        setup.capacity.least_blocks = least_blocks;
+        setup.capacity.block_bytes = block_bytes;
+        setup.sim.faults.fragmented = fragmented;
+    }
     setup.capacity.adapter_bytes = memory.device;
     setup.capacity.max_slots = memory.max_slots;
     setup.capacity.pipeline_depth = memory.pipeline_depth;
@@ -221,6 +247,7 @@ fn a_place_goes_to_who_has_blocks_and_not_to_who_waits_for_them() {
         pipeline_depth: 2,
         upload_ms: 0,
         failing: None,
+        shared: None,
     };
     let ask = |tenant, adapter, prompt_len, max_tokens| {
         Op::Submit(Ask { tenant, adapter, text: 0, prompt_len, max_tokens, deadline_ms: None })
@@ -262,6 +289,7 @@ fn a_displaced_pin_waits_until_nobody_needs_what_displaced_it() {
         pipeline_depth: 1,
         upload_ms: 3,
         failing: None,
+        shared: None,
     };
     let ask = |tenant, adapter, text, prompt_len, max_tokens, deadline_ms| {
         Op::Submit(Ask { tenant, adapter, text, prompt_len, max_tokens, deadline_ms })
@@ -297,6 +325,7 @@ fn others_find_a_prompts_blocks_only_where_they_have_been_computed() {
         pipeline_depth: 2,
         upload_ms: 5,
         failing: None,
+        shared: None,
     };
     let ask = |adapter, text, prompt_len, max_tokens| {
         let adapter = Some(adapter);

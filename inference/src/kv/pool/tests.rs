@@ -92,11 +92,33 @@ fn without_room_nothing_changes() {
     pool.assert_invariants([&held, &table]);
 }
 
+#[test]
+fn what_was_cached_longest_ago_makes_room_and_the_rest_moves_with_the_order_kept() {
+    let mut pool = BlockPool::new(6, BLOCK).keeping(2);
+    let texts: Vec<Vec<u32>> = (0..3).map(|text| (text * 10..text * 10 + 5).collect()).collect();
+    let mut tables: Vec<_> = texts.iter().map(|t| computed(&mut pool, scope(1, 1), t)).collect();
+    tables.iter_mut().for_each(|table| pool.release(table));
+    assert_eq!((pool.unused(), pool.cached(), pool.dispensable()), (3, 3, 4));
+    pool.give_up(4);
+    assert_eq!((pool.num_blocks(), pool.unused(), pool.cached()), (2, 0, 2));
+    pool.assert_invariants([]);
+    pool.take_back(1);
+    let mut table = BlockTable::default();
+    assert_eq!(pool.admit(scope(1, 1), &texts[2], &mut table), Some(4));
+    pool.release(&mut table);
+    let mut other = computed(&mut pool, scope(1, 1), &[50, 51, 52, 53, 54]);
+    pool.release(&mut other);
+    assert_eq!(pool.admit(scope(1, 1), &texts[2], &mut table), Some(4), "the older one was lost");
+    pool.assert_invariants([&table]);
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Admit { tenant: u8, adapter: u8, tokens: Vec<u32> },
     Extend { sequence: usize, token: u32 },
     Release { sequence: usize },
+    GiveUp(u32),
+    TakeBack(u32),
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -106,6 +128,8 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(tenant, adapter, tokens)| Op::Admit { tenant, adapter, tokens }),
         4 => (any::<usize>(), token).prop_map(|(sequence, token)| Op::Extend { sequence, token }),
         1 => any::<usize>().prop_map(|sequence| Op::Release { sequence }),
+        1 => (0u32..12).prop_map(Op::GiveUp),
+        1 => (0u32..12).prop_map(Op::TakeBack),
     ]
 }
 
@@ -130,9 +154,9 @@ proptest! {
     #![proptest_config(crate::fixture::cases(512))]
     #[test]
     fn every_sequence_reads_back_what_was_computed_for_its_own_prefix(
-        num_blocks in 1u32..12, ops in prop::collection::vec(op(), 1..120),
+        num_blocks in 1u32..12, least in 1u32..12, ops in prop::collection::vec(op(), 1..120),
     ) {
-        let mut pool = BlockPool::new(num_blocks, BLOCK);
+        let mut pool = BlockPool::new(num_blocks, BLOCK).keeping(least);
         let mut shadow: Shadow = vec![vec![None; BLOCK as usize]; num_blocks as usize];
         let mut running: Vec<Running> = Vec::new();
         for op in ops {
@@ -162,6 +186,15 @@ proptest! {
                     pool.release(&mut sequence.table);
                 }
                 Op::Release { .. } => {}
+                Op::GiveUp(count) => {
+                    let moves = pool.give_up(count.min(pool.dispensable()));
+                    for BlockMove { from, to } in &moves {
+                        shadow[to.0 as usize] = shadow[from.0 as usize].clone();
+                    }
+                    running.iter_mut().for_each(|sequence| sequence.table.relocate(&moves));
+                    shadow[pool.num_blocks() as usize..].fill(vec![None; BLOCK as usize]);
+                }
+                Op::TakeBack(count) => pool.take_back(count),
             }
             pool.assert_invariants(running.iter().map(|s| &s.table));
             for s in &running {
@@ -176,6 +209,8 @@ proptest! {
             pool.release(&mut sequence.table);
         }
         pool.assert_invariants([]);
+        prop_assert_eq!(pool.available(), pool.num_blocks());
+        pool.take_back(num_blocks);
         prop_assert_eq!(pool.available(), num_blocks);
     }
 }

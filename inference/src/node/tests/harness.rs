@@ -304,7 +304,7 @@ pub fn real_device() -> Device {
         Ok("cuda") => Device::Cuda(CudaConfig {
             // Nodes of several tests share it.
             kv_tokens: Some(1 << 16),
-            adapter_bytes: 1 << 30,
+            adapter_bytes: Some(1 << 30),
             ..CudaConfig::default()
         }),
         Ok(other) => panic!("LORIKEET_TEST_DEVICE is {other}: cpu and cuda are known"),

@@ -1,31 +1,39 @@
 //! Many steps with adapters coming and going, against the CPU backend: sequences of random length,
 //! each with a random adapter or none, decode side by side, one step ahead; adapters are evicted,
 //! their extents poisoned, and others placed there between the replays. At some steps the logits are
-//! compared with what the CPU backend gives for the same tokens.
+//! compared with what the CPU backend gives for the same tokens. Once more with little memory, of which
+//! adapters take blocks when they lack room, and leave them again: blocks move under steps that are
+//! under way.
+
+mod blocks;
+mod memory;
 
 use super::lab::{Random, outcome, relative_error};
 use super::model::{adapters, random_model};
+use super::oracle::Oracle;
 use super::{CheckError, Outcome};
-use crate::backend::BlockId;
 use crate::backend::batch::SequenceId;
-use crate::backend::cpu::{CpuBackend, CpuConfig};
 use crate::backend::cuda::layout::ExtentLayout;
-use crate::backend::cuda::{Counters, CudaBackend, CudaConfig};
+use crate::backend::cuda::{Counters, CudaBackend, CudaConfig, kv_page_bytes};
 use crate::backend::{
-    AdapterSlot, Backend, BackendError, HostAdapter, Input, LogitsWanted, SampleRequest,
-    SequenceStep, StepBatch, StepTicket,
+    AdapterSlot, Backend, HostAdapter, Input, LogitsWanted, SampleRequest, SequenceStep, StepBatch,
+    StepTicket,
 };
 use crate::sampling::SamplingParams;
-use half::bf16;
+use blocks::Blocks;
 use lorikeet_contract::BaseModelSpec;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Two computations in bf16; an adapter that is missing, or another's, is 0.3 away.
-const TOLERANCE: f64 = 0.03;
+pub const TOLERANCE: f64 = 0.03;
 const STEPS: u64 = 10_000;
-/// Every how many steps logits are compared.
-const EVERY: u64 = STEPS / 50;
+const BORDER_STEPS: u64 = 2_000;
+/// At so many steps logits are compared.
+const COMPARISONS: u64 = 50;
+const BORDER_COMPARISONS: u64 = 25;
+/// Fewer moves of the border, and of blocks, would show nothing.
+const FEWEST_MOVES: u64 = 50;
 const SEQUENCES: usize = 12;
 /// Of them, compared at each of those steps.
 const COMPARED: usize = 4;
@@ -39,11 +47,8 @@ pub fn check(
     spec: BaseModelSpec,
     report: &mut dyn FnMut(Outcome),
 ) -> Result<(), CheckError> {
-    let mut churn = Churn::new(config, spec)?;
-    for _ in 0..STEPS {
-        churn.step()?;
-    }
-    churn.drain()?;
+    let mut churn = Churn::new(config, spec, Memory::Fixed)?;
+    churn.run(STEPS, COMPARISONS)?;
     let counters = churn.cuda.counters();
     let case = format!(
         "{}: {STEPS} steps, {} compared, {} uploads, {} replays of {} graphs",
@@ -58,6 +63,31 @@ pub fn check(
     Ok(())
 }
 
+/// The same where blocks and adapters share memory.
+pub fn check_border(
+    config: &CudaConfig,
+    spec: BaseModelSpec,
+    tolerance: f64,
+    report: &mut dyn FnMut(Outcome),
+) -> Result<(), CheckError> {
+    let mut churn = Churn::new(config, spec, Memory::Shared)?;
+    churn.run(BORDER_STEPS, BORDER_COMPARISONS)?;
+    let case = format!(
+        "{}: {BORDER_STEPS} steps, {} compared, {} uploads, {} borders, {} blocks moved",
+        churn.spec.id, churn.compared, churn.uploads, churn.borders, churn.moved
+    );
+    let has_moved = churn.borders.min(churn.moved) >= FEWEST_MOVES;
+    let error = if has_moved { churn.worst } else { f64::INFINITY };
+    report(outcome("border", case, error, tolerance, None));
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    Fixed,
+    Shared,
+}
+
 struct Sequence {
     id: u64,
     adapter: Option<usize>,
@@ -67,7 +97,6 @@ struct Sequence {
     target: usize,
     /// A step that draws its next token has not been collected.
     is_pending: bool,
-    first_block: u32,
 }
 
 struct Resident {
@@ -79,7 +108,9 @@ struct Resident {
 struct Churn {
     spec: BaseModelSpec,
     cuda: CudaBackend,
-    cpu: CpuBackend<bf16>,
+    oracle: Oracle,
+    memory: Memory,
+    blocks: Blocks,
     adapters: Vec<Arc<HostAdapter>>,
     resident: Vec<Resident>,
     generation: u32,
@@ -90,46 +121,45 @@ struct Churn {
     next_id: u64,
     uploads: u64,
     compared: u64,
+    /// Places of the border, and blocks that moved for them.
+    borders: u64,
+    moved: u64,
     worst: f64,
 }
 
 impl Churn {
-    fn new(config: &CudaConfig, spec: BaseModelSpec) -> Result<Self, CheckError> {
+    fn new(config: &CudaConfig, spec: BaseModelSpec, memory: Memory) -> Result<Self, CheckError> {
         let weights = random_model(spec);
         let spec = weights.config.spec.clone();
-        let for_the_cpu = adapters(&spec);
+        let oracle = Oracle::new(&weights, adapters(&spec), MOST_TOKENS)?;
         let adapters = adapters(&spec);
         let sizes = adapters.iter().map(|a| Ok(ExtentLayout::new(&a.header, &spec)?.bytes));
         let sizes: Vec<u64> = sizes.collect::<Result<_, CheckError>>()?;
         let largest = sizes.iter().max().copied().unwrap_or(0);
+        // About half of them fit, and their sizes differ: extents are cut, joined and moved.
+        let half = (sizes.iter().sum::<u64>() / 2).max(largest);
+        let held = SEQUENCES as u64 * u64::from(BLOCKS);
+        let (blocks, adapter_bytes) = match memory {
+            Memory::Fixed => (held + u64::from(BLOCKS), half),
+            // One fits for certain; the others take the place of blocks.
+            Memory::Shared => {
+                (held + half.div_ceil(kv_page_bytes(&spec, config.kv_precision)), largest)
+            }
+        };
         let config = CudaConfig {
-            kv_tokens: Some((SEQUENCES as u64 + 1) * MOST_TOKENS as u64),
-            // About half of them fit, and their sizes differ: extents are cut, joined and moved.
-            adapter_bytes: (sizes.iter().sum::<u64>() / 2).max(largest),
+            kv_tokens: Some(blocks * 16),
+            adapter_bytes: Some(adapter_bytes),
             max_rows: Some(512),
             ..config.clone()
         };
-        let cpu_config = CpuConfig {
-            kv_tokens: MOST_TOKENS,
-            adapter_bytes: u64::MAX,
-            max_rows: MOST_TOKENS,
-            ..CpuConfig::default()
-        };
-        let mut cpu = CpuBackend::new(&weights, cpu_config)?;
-        let memory = cpu.host_allocator();
-        for (index, adapter) in (0..).zip(for_the_cpu) {
-            let adapter = Arc::into_inner(adapter).expect("it was just made");
-            let prepared = memory.prepare(adapter)?;
-            cpu.begin_upload(AdapterSlot { index, generation: 1 }, Arc::new(prepared))?;
-        }
-        let mut done = Vec::new();
-        cpu.poll_uploads(&mut done);
-        done.into_iter().try_for_each(|d| d.result)?;
         let cuda = CudaBackend::new(&weights, config)?;
+        let blocks = Blocks::new(SEQUENCES as u32, BLOCKS, cuda.capacity().num_blocks);
         let mut churn = Self {
             spec,
             cuda,
-            cpu,
+            oracle,
+            memory,
+            blocks,
             adapters,
             resident: Vec::new(),
             generation: 0,
@@ -140,16 +170,25 @@ impl Churn {
             next_id: 0,
             uploads: 0,
             compared: 0,
+            borders: 0,
+            moved: 0,
             worst: 0.0,
         };
-        for place in 0..SEQUENCES {
-            let new = churn.new_sequence(place);
+        for _ in 0..SEQUENCES {
+            let new = churn.new_sequence();
             churn.sequences.push(new);
         }
         Ok(churn)
     }
 
-    fn new_sequence(&mut self, place: usize) -> Sequence {
+    fn run(&mut self, steps: u64, comparisons: u64) -> Result<(), CheckError> {
+        for _ in 0..steps {
+            self.step(steps / comparisons)?;
+        }
+        self.drain()
+    }
+
+    fn new_sequence(&mut self) -> Sequence {
         let kinds = self.adapters.len() as u64 + 1;
         let vocabulary = u64::from(self.spec.vocab_size);
         let prompt = 1 + self.random.below(40) as usize;
@@ -161,20 +200,22 @@ impl Churn {
             position: 0,
             target: prompt + 1 + self.random.below((MOST_TOKENS - 41) as u64) as usize,
             is_pending: false,
-            first_block: place as u32 * BLOCKS,
         }
     }
 
-    fn step(&mut self) -> Result<(), CheckError> {
+    /// Compares logits every so many steps.
+    fn step(&mut self, every: u64) -> Result<(), CheckError> {
         self.step += 1;
         for place in 0..self.sequences.len() {
             let old = &self.sequences[place];
             if old.position >= old.target && !old.is_pending {
-                self.sequences[place] = self.new_sequence(place);
+                self.blocks.deal_anew(place, &mut self.random);
+                self.sequences[place] = self.new_sequence();
             }
         }
         self.place_adapters()?;
-        let is_compared = self.step.is_multiple_of(EVERY);
+        self.leave_blocks()?;
+        let is_compared = self.step.is_multiple_of(every);
         let wanted = if is_compared { LogitsWanted::Last } else { LogitsWanted::None };
         if !self.submit(wanted)? {
             // Everybody waits for an adapter.
@@ -192,7 +233,7 @@ impl Churn {
     /// Submits every sequence whose adapter is there; false when there is none.
     fn submit(&mut self, logits: LogitsWanted) -> Result<bool, CheckError> {
         let mut batch = StepBatch { step: self.step, sequences: Vec::new() };
-        for sequence in &mut self.sequences {
+        for (place, sequence) in self.sequences.iter_mut().enumerate() {
             if sequence.position >= sequence.target {
                 continue;
             }
@@ -211,9 +252,7 @@ impl Churn {
                 sequence: SequenceId(sequence.id),
                 input,
                 position: sequence.position as u32,
-                blocks: (sequence.first_block..sequence.first_block + BLOCKS)
-                    .map(BlockId)
-                    .collect(),
+                blocks: self.blocks.table(place),
                 adapter: slot.flatten(),
                 sample: Some(SampleRequest {
                     params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
@@ -265,101 +304,11 @@ impl Churn {
             compare.swap_remove(index);
         }
         for (place, tokens, logits) in compare {
-            let expected = self.on_cpu(self.sequences[place].adapter, tokens)?;
+            let expected = self.oracle.logits(self.sequences[place].adapter, tokens)?;
             self.worst = self.worst.max(relative_error(&logits, &expected));
             self.compared += 1;
         }
         Ok(())
-    }
-
-    /// The CPU backend's logits after these tokens, all fed at once.
-    fn on_cpu(&mut self, adapter: Option<usize>, tokens: Vec<u32>) -> Result<Vec<f32>, CheckError> {
-        let sequence = SequenceStep {
-            sequence: SequenceId(0),
-            input: Input::Tokens(tokens),
-            position: 0,
-            blocks: (0..self.cpu.capacity().num_blocks).map(BlockId).collect(),
-            adapter: adapter.map(|index| AdapterSlot { index: index as u32, generation: 1 }),
-            sample: None,
-            logits: LogitsWanted::Last,
-        };
-        let batch = StepBatch { step: self.step, sequences: vec![sequence] };
-        let ticket = self.cpu.submit(&batch)?;
-        let output = self.cpu.collect(ticket)?;
-        let logits = output.sequences.into_iter().next().and_then(|s| s.logits.into_iter().next());
-        logits.ok_or_else(|| CheckError::Reference("the CPU backend gave no logits".into()))
-    }
-
-    /// Starts to place adapters that sequences wait for, in the place of those that nobody has.
-    fn place_adapters(&mut self) -> Result<(), CheckError> {
-        let mut done = Vec::new();
-        self.cuda.poll_uploads(&mut done);
-        for upload in done {
-            upload.result?;
-            let at = self.resident.iter_mut().find(|r| r.slot == upload.slot);
-            at.into_iter().for_each(|r| r.is_ready = true);
-        }
-        let wanted: Vec<usize> = self.sequences.iter().filter_map(|s| s.adapter).collect();
-        for &adapter in &wanted {
-            if self.resident.iter().any(|r| r.adapter == adapter) {
-                continue;
-            }
-            if !self.begin_upload(adapter)? {
-                let idle =
-                    self.resident.iter().position(|r| r.is_ready && !wanted.contains(&r.adapter));
-                match idle {
-                    Some(index) => self.evict(index)?,
-                    // Full of adapters in use: the next step, or one of the next, has room.
-                    None => self.make_way(adapter)?,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Sequences of the adapter that is wanted least end early, so that one that does not fit gets in.
-    fn make_way(&mut self, for_adapter: usize) -> Result<(), CheckError> {
-        if self.resident.iter().any(|r| !r.is_ready) {
-            return Ok(());
-        }
-        let Some(index) = self.resident.iter().position(|r| r.adapter != for_adapter) else {
-            return Ok(());
-        };
-        let adapter = self.resident[index].adapter;
-        self.drain()?;
-        for sequence in self.sequences.iter_mut().filter(|s| s.adapter == Some(adapter)) {
-            sequence.target = sequence.position;
-        }
-        self.evict(index)
-    }
-
-    fn begin_upload(&mut self, adapter: usize) -> Result<bool, CheckError> {
-        self.generation += 1;
-        let used = |index: u32| self.resident.iter().any(|r| r.slot.index == index);
-        let index = (0..).find(|&index| !used(index)).unwrap_or(0);
-        let slot = AdapterSlot { index, generation: self.generation };
-        match self.cuda.begin_upload(slot, self.adapters[adapter].clone()) {
-            Ok(()) => {
-                self.resident.push(Resident { adapter, slot, is_ready: false });
-                self.uploads += 1;
-                Ok(true)
-            }
-            Err(BackendError::NoRoomYet { .. } | BackendError::OutOfMemory { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Frees a slot and fills its extent with NaN.
-    fn evict(&mut self, index: usize) -> Result<(), CheckError> {
-        self.drain()?;
-        let Resident { adapter, slot, .. } = self.resident.swap_remove(index);
-        let address = self.cuda.adapters.address(slot)?;
-        let bytes = ExtentLayout::new(&self.adapters[adapter].header, &self.spec)?.bytes;
-        self.cuda.evict(slot);
-        let poison = vec![0xffu8; bytes as usize];
-        // SAFETY: the extent belongs to nobody, and no submitted step reads it.
-        unsafe { self.cuda.stream.upload(address, &poison) }?;
-        Ok(self.cuda.stream.synchronize()?)
     }
 
     /// What steps cost in which nothing comes or goes.

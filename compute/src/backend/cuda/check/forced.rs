@@ -86,7 +86,7 @@ impl Driver {
     ) -> Result<Self, CheckError> {
         let config = CudaConfig {
             kv_tokens: Some(4096),
-            adapter_bytes,
+            adapter_bytes: Some(adapter_bytes),
             max_rows: Some(512),
             ..config.clone()
         };

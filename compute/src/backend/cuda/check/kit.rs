@@ -86,7 +86,7 @@ pub fn check(
         .map_err(|e| CheckError::Reference(e.to_string()))?;
     let config = CudaConfig {
         kv_tokens: Some(u64::from(TOKENS) * 32),
-        adapter_bytes: 1 << 30,
+        adapter_bytes: Some(1 << 30),
         max_rows: Some(2048),
         ..config.clone()
     };

@@ -9,6 +9,7 @@ use crate::backend::cuda::adapters::Adapters;
 use crate::backend::cuda::device::DevicePointer;
 use crate::backend::cuda::kernels::{Kernels, Scales};
 use crate::backend::cuda::layout::{ExtentLayout, Group, Z_STRIDE};
+use crate::backend::cuda::moving::Mover;
 use crate::backend::cuda::plan::StepPlan;
 use crate::backend::cuda::weights::{DeviceWeights, Precision};
 use crate::backend::cuda::workspace::PlanAddresses;
@@ -149,11 +150,12 @@ impl<'a> Bench<'a> {
             .collect::<Result<_, _>>()?;
         let bytes = layouts.iter().map(|l| l.bytes).sum();
         let arena = lab.device.allocate("device memory for adapters", bytes)?;
+        let (end, mover) = (arena.address() + bytes, Mover::new(&lab.device)?);
         let mut adapters =
-            Adapters::new(&lab.device, kernels, weights.clone(), arena.address(), bytes, ADAPTERS)?;
+            Adapters::new(&lab.device, kernels, weights.clone(), end, bytes, ADAPTERS)?;
         for (index, (adapter, layout)) in (0..).zip(host.iter().zip(layouts)) {
             let slot = AdapterSlot { index, generation: 1 };
-            adapters.begin_upload(slot, adapter.clone(), layout, |_, _| lab.device.event(false))?;
+            adapters.begin_upload(slot, adapter.clone(), layout, &lab.stream, &mover)?;
         }
         let mut done: Vec<UploadDone> = Vec::new();
         while done.len() < host.len() {

@@ -12,6 +12,7 @@ mod kv;
 mod lab;
 mod lora;
 mod model;
+mod oracle;
 mod products;
 mod rows;
 mod sample;
@@ -105,9 +106,16 @@ pub fn families(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<
     whole_models().iter().try_for_each(|spec| families::check(config, spec, report))
 }
 
-/// Checks thousands of steps with adapters coming and going.
+/// Checks thousands of steps with adapters coming and going, and with the border between them and the
+/// blocks moving.
 pub fn steps(config: &CudaConfig, report: &mut dyn FnMut(Outcome)) -> Result<(), CheckError> {
-    whole_models().into_iter().try_for_each(|spec| churn::check(config, spec, report))
+    for spec in whole_models() {
+        churn::check(config, spec.clone(), report)?;
+        churn::check_border(config, spec, churn::TOLERANCE, report)?;
+    }
+    let [_, large] = whole_models();
+    let fp8_kv = CudaConfig { kv_precision: Precision::Fp8, ..config.clone() };
+    churn::check_border(&fp8_kv, large, FP8_KV, report)
 }
 
 /// One of many narrow layers, one of few wide ones, both with small vocabularies.

@@ -1,5 +1,6 @@
 //! Residency and a world that performs what it decides.
 
+mod border;
 mod moves;
 mod pins;
 mod property;
@@ -25,6 +26,7 @@ impl Residency {
         for (tier, bytes) in tiers {
             assert_eq!(tier.used, bytes);
             assert!(tier.used <= tier.capacity);
+            assert!(self.device.capacity >= self.memory.bytes, "adapters keep their least");
             let distinct: HashSet<_> = tier.members.iter().collect();
             assert_eq!(distinct.len(), tier.members.len());
         }
@@ -52,6 +54,11 @@ impl Residency {
             self.slots.capacity(),
             "every slot is free or belongs to a member"
         );
+    }
+
+    /// Bytes of the device that are the adapters' now.
+    pub fn device_bytes(&self) -> u64 {
+        self.device.capacity
     }
 
     /// True when no sequence needs an adapter and no step reads one.
@@ -114,17 +121,21 @@ struct World {
     pending: VecDeque<AdapterAction>,
     /// Fetches told to break off; the next time they are performed they do.
     cancelled: Vec<AdapterKey>,
+    /// Blocks that are not needed.
+    borrowable: u32,
     log: Vec<String>,
 }
 
 impl World {
     fn new(disk: u64, host: u64, device: u64) -> Self {
-        let residency = Residency::new(config(disk, host), device, 8);
+        let memory = DeviceMemory { bytes: device, block_bytes: 0 };
+        let residency = Residency::new(config(disk, host), memory, 8);
         Self {
             residency,
             now: Instant::now(),
             pending: VecDeque::new(),
             cancelled: Vec::new(),
+            borrowable: 0,
             log: Vec::new(),
         }
     }
@@ -152,10 +163,28 @@ impl World {
 
     fn plan(&mut self) {
         let mut actions = Vec::new();
-        self.residency.plan(self.now, &Claims::default(), &mut actions);
-        self.pending.extend(actions);
+        self.residency.plan(self.now, &Claims::default(), self.borrowable, &mut actions);
+        self.take(actions);
         self.residency.assert_invariants();
         self.run();
+    }
+
+    /// Moves the border at once; the rest is pending.
+    fn take(&mut self, actions: Vec<AdapterAction>) {
+        for action in actions {
+            match action {
+                AdapterAction::Borrow { blocks } => {
+                    self.log.push(format!("borrow {blocks}"));
+                    self.borrowable -= blocks;
+                }
+                AdapterAction::Return { blocks } => {
+                    self.log.push(format!("return {blocks}"));
+                    self.residency.returned(blocks);
+                    self.borrowable += blocks;
+                }
+                action => self.pending.push_back(action),
+            }
+        }
     }
 
     /// A step of everything that is in use on the device.
@@ -211,6 +240,9 @@ impl World {
                 self.residency.uploaded(slot, result, now);
             }
             AdapterAction::Evict(_) => self.log.push("evict".to_owned()),
+            AdapterAction::Borrow { .. } | AdapterAction::Return { .. } => {
+                unreachable!("made at once")
+            }
         }
         self.residency.assert_invariants();
     }

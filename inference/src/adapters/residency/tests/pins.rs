@@ -105,3 +105,15 @@ fn an_adapter_no_longer_pinned_may_go_and_one_deleted_goes() {
     world.settle();
     assert!(world.residency.report().adapters.iter().all(|adapter| adapter.key != a.key));
 }
+
+#[test]
+fn a_pin_that_is_deleted_before_it_is_looked_at_is_not_brought_back() {
+    let mut world = World::new(100, 100, 100);
+    let a = manifest(1, 10);
+    world.pin(&[&a]);
+    world.settle();
+    world.pin(&[&a]);
+    world.residency.forget(a.key);
+    world.settle();
+    assert_eq!(world.state(&a), ResidencyState::Absent);
+}

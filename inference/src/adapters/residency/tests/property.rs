@@ -9,10 +9,15 @@ enum Op {
     End(usize),
     Lease(usize),
     Collect(usize),
-    Perform { at: usize, end: End },
+    Perform {
+        at: usize,
+        end: End,
+    },
     Pass(u64),
     Forget(u8),
     Pin(Vec<u8>),
+    /// Blocks lack so many of those without use, and so many of all.
+    Lack(u32, u32),
 }
 
 fn end() -> impl Strategy<Value = End> {
@@ -29,6 +34,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (0u64..800).prop_map(Op::Pass),
         1 => (0u8..8).prop_map(Op::Forget),
         1 => prop::collection::vec(0u8..8, 0..3).prop_map(Op::Pin),
+        1 => (0u32..12, 0u32..12).prop_map(|(unused, all)| Op::Lack(unused, all)),
     ]
 }
 
@@ -43,6 +49,8 @@ struct Schedule {
     disk: u64,
     host: u64,
     device: u64,
+    /// Bytes of a block, and how many there are that adapters may borrow.
+    blocks: (u64, u32),
     slots: u32,
     /// Of each tenant, in host memory and on the device.
     quotas: [[Option<u64>; 2]; 2],
@@ -52,10 +60,11 @@ struct Schedule {
 prop_compose! {
     fn schedule()(
         disk in 45u64..160, host in 45u64..160, device in 45u64..160, slots in 1u32..8,
+        blocks in (0u64..12, 0u32..12),
         quotas in prop::array::uniform2(prop::array::uniform2(prop::option::of(20u64..100))),
         ops in prop::collection::vec(op(), 1..150),
     ) -> Schedule {
-        Schedule { disk, host, device, slots, quotas, ops }
+        Schedule { disk, host, device, blocks, slots, quotas, ops }
     }
 }
 
@@ -81,13 +90,14 @@ fn an_adapter_waits_for_its_tenants_pin_no_longer_than_for_its_turn() {
     ops.push(perform(5_707_129_897_988_723_642, End::Well));
     ops.push(perform(8_478_252_681_411_881_723, End::NoRoom));
     let quotas = [[Some(20), None], [None, None]];
-    let schedule = Schedule { disk: 65, host: 45, device: 65, slots: 2, quotas, ops };
+    let blocks = (0, 0);
+    let schedule = Schedule { disk: 65, host: 45, device: 65, blocks, slots: 2, quotas, ops };
     schedule.play().unwrap();
 }
 
 impl Schedule {
     fn play(self) -> Result<(), TestCaseError> {
-        let Self { disk, host, device, slots, quotas, ops } = self;
+        let Self { disk, host, device, blocks, slots, quotas, ops } = self;
         let shares = quotas.map(|[host_bytes, device_bytes]| TenantShare {
             host_bytes,
             device_bytes,
@@ -95,7 +105,9 @@ impl Schedule {
         });
         let share = |id: u8| shares[usize::from(id % 2)];
         let mut world = World::new(disk, host, device);
-        world.residency = Residency::new(config(disk, host), device, slots);
+        let memory = DeviceMemory { bytes: device, block_bytes: blocks.0 };
+        world.borrowable = blocks.1;
+        world.residency = Residency::new(config(disk, host), memory, slots);
         let mut demands: Vec<(u8, AdapterDemand)> = Vec::new();
         let mut leases: Vec<(AdapterKey, AdapterLease)> = Vec::new();
         for op in ops {
@@ -122,6 +134,12 @@ impl Schedule {
                 Op::Pin(ids) => {
                     let pin = |id: &u8| Pin { manifest: numbered(*id), share: share(*id) };
                     world.residency.pin(ids.iter().map(pin).collect(), world.now);
+                }
+                Op::Lack(unused, available) => {
+                    let mut actions = Vec::new();
+                    let lacking = BlocksLacking { unused, available };
+                    world.residency.yield_blocks(lacking, world.now, &mut actions);
+                    world.take(actions);
                 }
                 _ => {}
             }

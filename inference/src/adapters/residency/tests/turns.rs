@@ -50,7 +50,7 @@ fn an_adapter_in_use_gives_way_at_once_when_it_does_not_run() {
     assert!(world.is_on_device(&a), "it runs, and its turn has not ended");
     let mut actions = Vec::new();
     for _ in 0..10 {
-        world.residency.plan(world.now, &Claims::default(), &mut actions);
+        world.residency.plan(world.now, &Claims::default(), 0, &mut actions);
     }
     assert!(matches!(actions[..], [AdapterAction::Evict(_), AdapterAction::Upload { .. }]));
 }
@@ -71,11 +71,11 @@ fn a_tenant_that_was_served_less_is_not_displaced_and_who_cannot_run_displaces_n
     world.now += world.residency.config.quantum;
     let mut actions = Vec::new();
     for (served_a, can_run_b) in [(9, true), (10, false), (100, false)] {
-        world.residency.plan(world.now, &claims(&a, served_a, &b, can_run_b), &mut actions);
+        world.residency.plan(world.now, &claims(&a, served_a, &b, can_run_b), 0, &mut actions);
         world.run();
     }
     assert!(actions.is_empty());
-    world.residency.plan(world.now, &claims(&a, 10, &b, true), &mut actions);
+    world.residency.plan(world.now, &claims(&a, 10, &b, true), 0, &mut actions);
     assert!(matches!(actions[..], [AdapterAction::Evict(_), AdapterAction::Upload { .. }]));
 }
 
@@ -105,11 +105,11 @@ fn an_adapter_in_use_gives_way_to_a_first_token_after_four_swaps_and_to_others_a
         let mut actions = Vec::new();
         world.now += turn - Duration::from_micros(1);
         world.run();
-        world.residency.plan(world.now, &claims, &mut actions);
+        world.residency.plan(world.now, &claims, 0, &mut actions);
         assert!(actions.is_empty(), "{upload_ms} {b_is_new}");
         world.now += Duration::from_micros(1);
         world.run();
-        world.residency.plan(world.now, &claims, &mut actions);
+        world.residency.plan(world.now, &claims, 0, &mut actions);
         assert!(matches!(actions[..], [AdapterAction::Evict(_), AdapterAction::Upload { .. }]));
     }
 }
@@ -128,7 +128,7 @@ fn who_waits_with_more_sequences_or_for_longer_comes_first() {
     let next = |world: &mut World, c_rows| {
         let rows = [(&a, 1), (&b, 1), (&c, c_rows)];
         let claims = rows.map(|(m, runnable)| (m.key, claim(runnable, false)));
-        world.residency.plan(world.now, &Claims::from(claims), &mut Vec::new());
+        world.residency.plan(world.now, &Claims::from(claims), 0, &mut Vec::new());
         world.residency.wanted[0]
     };
     world.now += Duration::from_millis(20);

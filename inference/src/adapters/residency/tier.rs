@@ -111,8 +111,11 @@ impl Shortage {
             if self.own == 0 {
                 break;
             }
-            self.ease(*key, *bytes);
-            chosen.push(*key);
+            // One may stand there twice: unneeded, and still among those that wait.
+            if !chosen.contains(key) {
+                self.ease(*key, *bytes);
+                chosen.push(*key);
+            }
         }
         if self.own > 0 {
             return Err(Room::OverQuota);

@@ -53,7 +53,8 @@ assert gathered.tool_calls[0]["args"] == call["args"], gathered
 told = get_weather.invoke(call)
 answer = model().bind_tools([get_weather]).invoke([HumanMessage(ASK), asked, told])
 assert answer.usage_metadata["input_tokens"] > asked.usage_metadata["input_tokens"]
-asked = model(use_responses_api=True, seed=None, max_tokens=60).bind_tools([get_weather], tool_choice="any")
+asked = model(use_responses_api=True, seed=None, temperature=0, max_tokens=60)
+asked = asked.bind_tools([get_weather], tool_choice="any", strict=True)
 assert asked.invoke(ASK).tool_calls[0]["name"] == "get_weather"
 
 raises(openai.NotFoundError, lambda: model("nobody-has-it").invoke(ASK))

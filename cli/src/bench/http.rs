@@ -11,12 +11,9 @@ use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
 use lorikeet_compute::backend::cpu::CpuConfig;
 use lorikeet_compute::backend::sim::SimConfig;
-use lorikeet_compute::sampling::{LogitRules, SamplingParams};
-use lorikeet_contract::{RequestId, TenantId};
+use lorikeet_contract::TenantId;
 use lorikeet_inference::bench::{BenchDevice, BenchNode, BenchNodeConfig, cpu_seconds};
-use lorikeet_inference::engine::{EngineEvent, EngineRequest};
 use lorikeet_inference::scheduler::SchedulerConfig;
-use lorikeet_inference::share::TenantShare;
 use serde::Serialize;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -24,7 +21,6 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::process::Command;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -260,42 +256,14 @@ async fn through_engine(
         clients.spawn(async move {
             let next = || planned.lock().unwrap_or_else(PoisonError::into_inner).next();
             while let Some(planned) = next() {
-                ask_engine(&node, tenant, planned).await?;
+                let prompt = Prompt { seed: planned.prompt_seed, tokens: planned.prompt_tokens };
+                node.ask_engine(tenant, prompt.ids(), planned.output_tokens).await?;
             }
             anyhow::Ok(())
         });
     }
     while let Some(client) = clients.join_next().await {
         client??;
-    }
-    Ok(())
-}
-
-async fn ask_engine(node: &BenchNode, tenant: TenantId, planned: Planned) -> anyhow::Result<()> {
-    let prompt = Prompt { seed: planned.prompt_seed, tokens: planned.prompt_tokens };
-    let (sender, mut events) = mpsc::channel(planned.output_tokens as usize + 3);
-    node.engine.try_submit(EngineRequest {
-        id: RequestId::new(),
-        tenant,
-        share: TenantShare::default(),
-        key: None,
-        adapter: None,
-        prompt: prompt.ids(),
-        params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        rules: LogitRules::default(),
-        guide: None,
-        max_tokens: planned.output_tokens,
-        stop_tokens: Vec::new(),
-        ignore_eos: true,
-        logprobs: None,
-        scores_prompt: false,
-        deadline: None,
-        events: sender,
-    })?;
-    while let Some(event) = events.recv().await {
-        if let EngineEvent::Failed { error, .. } = event {
-            bail!("a request failed: {error}");
-        }
     }
     Ok(())
 }

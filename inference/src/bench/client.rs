@@ -51,13 +51,30 @@ pub(super) async fn request(
     adapter: Option<Arc<AdapterManifest>>,
     index: u64,
 ) -> anyhow::Result<Timeline> {
-    let (sender, mut events) = mpsc::channel(config.output_tokens as usize + 2);
     let mut random = Random::new(config.seed.rotate_left(32) ^ (index + 1));
     let vocabulary = u64::from(config.spec.vocab_size);
     let prompt = (0..config.prompt_tokens).map(|_| random.below(vocabulary) as u32).collect();
+    let tenant = TenantId::from_uuid(uuid::Uuid::nil());
+    let mut tokens = Vec::with_capacity(config.output_tokens as usize);
+    let submitted = Instant::now();
+    let token = || tokens.push(Instant::now());
+    ask(engine, tenant, adapter, prompt, config.output_tokens, token).await?;
+    Ok(Timeline { submitted, tokens })
+}
+
+/// Asks the engine for so many tokens, the likeliest, and tells of each as it comes.
+pub(super) async fn ask(
+    engine: &EngineHandle,
+    tenant: TenantId,
+    adapter: Option<Arc<AdapterManifest>>,
+    prompt: Vec<u32>,
+    output_tokens: u32,
+    mut token: impl FnMut(),
+) -> anyhow::Result<()> {
+    let (sender, mut events) = mpsc::channel(output_tokens as usize + 3);
     let request = EngineRequest {
-        id: RequestId::from_uuid(uuid::Uuid::now_v7()),
-        tenant: TenantId::from_uuid(uuid::Uuid::nil()),
+        id: RequestId::new(),
+        tenant,
         share: TenantShare::default(),
         key: None,
         adapter,
@@ -65,7 +82,7 @@ pub(super) async fn request(
         params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         rules: LogitRules::default(),
         guide: None,
-        max_tokens: config.output_tokens,
+        max_tokens: output_tokens,
         stop_tokens: Vec::new(),
         ignore_eos: true,
         logprobs: None,
@@ -73,19 +90,16 @@ pub(super) async fn request(
         deadline: None,
         events: sender,
     };
-    let submitted = Instant::now();
-    let mut timeline =
-        Timeline { submitted, tokens: Vec::with_capacity(config.output_tokens as usize) };
     engine.try_submit(request).context("the engine took no request")?;
     while let Some(event) = events.recv().await {
         match event {
-            EngineEvent::Token(_) => timeline.tokens.push(Instant::now()),
+            EngineEvent::Token(_) => token(),
             EngineEvent::Failed { error, .. } => anyhow::bail!("a request failed: {error}"),
             EngineEvent::Started { .. } | EngineEvent::Prompt(_) | EngineEvent::Finished { .. } => {
             }
         }
     }
-    Ok(timeline)
+    Ok(())
 }
 
 /// Brings adapters to the device beside the load, one after the other.

@@ -3,6 +3,7 @@
 
 use super::BenchDevice;
 use super::adapters::RandomStore;
+use super::client::ask;
 use crate::adapters::{ResidencyConfig, loader::AdapterSource};
 use crate::api::{self, Api, Bodies, Idempotency, Tokenizing};
 use crate::durable::unix_ms;
@@ -121,6 +122,16 @@ impl BenchNode {
             anyhow::bail!("the engine does not start: {reason}");
         }
         Ok(Self { api_base_url, model: base.id, key, engine, thread, usage, http })
+    }
+
+    /// A request straight into the engine.
+    pub async fn ask_engine(
+        &self,
+        tenant: TenantId,
+        prompt: Vec<u32>,
+        output_tokens: u32,
+    ) -> anyhow::Result<()> {
+        ask(&self.engine, tenant, None, prompt, output_tokens, || {}).await
     }
 
     pub async fn stop(self) -> anyhow::Result<()> {

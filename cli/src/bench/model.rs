@@ -47,6 +47,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         places.extend(tensors.iter().map(|tensor| (tensor.name.clone(), name(index).into())));
     }
     let weights: u64 = shards.iter().flatten().map(TensorShape::weights).sum();
+    println!("Writing {:.1} GB of weights into {}", weights as f64 * 2e-9, args.dir.display());
     let index = json!({ "metadata": { "total_size": 2 * weights }, "weight_map": places });
     write(&args.dir, "model.safetensors.index.json", &index)?;
 
@@ -57,7 +58,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 let path = args.dir.join(name(index));
                 scope.spawn(move || {
                     let failed = || format!("cannot write {}", path.display());
-                    write_shard(&path, tensors, args.seed + index as u64).with_context(failed)
+                    write_shard(&path, tensors, args.seed.wrapping_add(index as u64))
+                        .with_context(failed)
                 })
             })
             .collect();
@@ -71,7 +73,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .into_iter()
             .collect::<anyhow::Result<()>>()
     })?;
-    println!("{weights} weights in {}", args.dir.display());
     Ok(())
 }
 

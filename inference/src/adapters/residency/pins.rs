@@ -4,8 +4,9 @@
 //! order while they fit their tenant's quotas and [`PINNED_PART`] of the node's host memory, device
 //! memory and slots; the rest is everybody's. One that does not fit is refused: the adapter is then
 //! loaded on demand like any other, and operators are told. An adapter so large that it has no room
-//! beside the pins even alone displaces them, the most dispensable first; they come back when nobody needs it any more. Sooner, the
-//! two would displace each other in turns, each of which costs the others a turn.
+//! beside the pins even alone displaces them, the most dispensable first; they come back when
+//! nobody needs it any more. Sooner, the two would displace each other in turns, each of which costs the
+//! others a turn.
 
 use super::{Residency, TenantShare};
 use crate::adapters::{AdapterKey, AdapterManifest};

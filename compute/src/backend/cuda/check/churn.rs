@@ -256,10 +256,7 @@ impl Churn {
                 adapter: slot.flatten(),
                 sample: Some(SampleRequest {
                     params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-                    output_index: 0,
-                    edits: Vec::new(),
-                    allowed: None,
-                    logprobs: None,
+                    ..SampleRequest::default()
                 }),
                 logits,
             });

@@ -16,7 +16,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// For sequences of up to so many tokens, with these adapters, which it is named by their place.
+    /// For sequences of up to so many tokens, with these adapters, named by their place.
     pub fn new(
         weights: &ModelWeights,
         adapters: Vec<Arc<HostAdapter>>,

@@ -229,10 +229,7 @@ fn batch(config: &StepsConfig, rows: StepRows) -> StepBatch {
                 .then(|| AdapterSlot { index: index % config.adapters, generation: 1 }),
             sample: Some(SampleRequest {
                 params: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-                output_index: 0,
-                edits: Vec::new(),
-                allowed: None,
-                logprobs: None,
+                ..SampleRequest::default()
             }),
             logits: LogitsWanted::None,
         }

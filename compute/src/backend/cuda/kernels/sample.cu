@@ -1,6 +1,6 @@
-// Draws tokens as the host's sampler does, or scores given ones, one thread block for each row of logits. Top-k, top-p and
-// min-p each keep a prefix of the tokens in falling order: the shortest of the three is a mass, and
-// the draw a place inside it.
+// Draws tokens as the host's sampler does, or scores given ones, one thread block for each row of
+// logits. Top-k, top-p and min-p each keep a prefix of the tokens in falling order: the shortest of the
+// three is a mass, and the draw a place inside it.
 
 #define TOP_LOGPROBS 20
 #define NO_LOGPROBS 0xffffffffu
